@@ -1,0 +1,67 @@
+"""Every exception of kvstore, in one tree, grouped by who should act.
+
+A miss, a full tier and a refused admission are ordinary values and are not here.
+
+    KVStoreError
+    ├── InvalidInput            the caller: the message names the fact and the remedy
+    │   ├── InvalidLayout           a model layout that contradicts itself
+    │   └── ConfigError             a config key, flag or size
+    ├── LayoutMismatch          the caller: the store holds another layout; the message names the field
+    ├── StoreUnavailable        nobody in the worker: the client turns it into a miss
+    ├── CorruptFrame            the store: drops the copy and answers with a miss
+    └── OperatorError           the operator: the daemon cannot start or go on as asked
+        ├── FolderInUse             another daemon holds the folder
+        ├── SocketInUse             another daemon listens there
+        ├── MissingSecret           segments are there, the secret that names them is not
+        └── TierFault               a device refused a read or a write
+"""
+
+from __future__ import annotations
+
+
+class KVStoreError(Exception):
+    """Root of the tree; catch it to catch everything of ours."""
+
+
+class InvalidInput(KVStoreError, ValueError):
+    """The caller passed something that cannot be right. Nothing was changed."""
+
+
+class InvalidLayout(InvalidInput):
+    """A model layout contradicts itself."""
+
+
+class ConfigError(InvalidInput):
+    """A config key, flag or size is unknown or out of range."""
+
+
+class LayoutMismatch(KVStoreError):
+    """Two sides describe the same model differently. The message names the differing fields."""
+
+
+class StoreUnavailable(KVStoreError):
+    """The daemon is away, slow or shedding. Inside the client only: workers see a shorter match."""
+
+
+class CorruptFrame(KVStoreError):
+    """Stored bytes fail a check. The store drops the copy and answers with a miss."""
+
+
+class OperatorError(KVStoreError):
+    """The daemon cannot start or go on as asked; an operator has to act."""
+
+
+class FolderInUse(OperatorError):
+    """Another daemon holds the disk folder."""
+
+
+class SocketInUse(OperatorError):
+    """Another daemon listens on the address."""
+
+
+class MissingSecret(OperatorError):
+    """The disk holds segments, but the secret that names their blocks is gone."""
+
+
+class TierFault(OperatorError):
+    """A device refused a read or a write."""
