@@ -1,0 +1,1 @@
+"""Made by proto/generate; do not edit."""
