@@ -99,25 +99,36 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class ComputeShape:
-    """The dimensions that decide what a prefill costs; see `cost.py` for the formulas and their sources."""
+    """The dimensions that decide what a prefill costs; see `cost.py` for the formulas and their sources.
+
+    The two weights say what one multiply-add costs in units of one in the model's projections (FP8 in the
+    published checkpoints): 2 for BF16, 0.5 for FP4. A worker's speed is given in the same unit.
+    """
 
     hidden: int
     heads: int
-    head_dim: int  # width of one cached entry
+    head_dim: int  # width of one cached entry, which queries are compared with
     rope_dim: int
     q_rank: int  # 0: queries are projected at full rank
     o_groups: int
     o_rank: int  # rank of one output group; 0: one full-rank output projection
+    kv_heads: int = 1
+    kv_rank: int = 0  # MLA: width of the latent, which is also what values are summed over; 0: no MLA
+    nope_dim: int = 0  # MLA: a query head's width without its rotary part
+    v_head_dim: int = 0  # MLA: a head's width after the latent is projected up
     index_heads: int = 0
     index_dim: int = 0
     index_topk: int = 0
+    routed_experts: int = 0  # all of them: the router scores each
     experts_per_token: int = 0  # routed experts a token visits
     shared_experts: int = 0
     expert_inter: int = 0
     dense_layers: int = 0  # leading layers with a dense feed-forward of width `dense_inter`
     dense_inter: int = 0
+    residual_streams: int = 1  # mHC `hc_mult`; 1: an ordinary residual
     vocab: int = 0
-    index_flop_weight: float = 1.0  # cost of one indexer multiply-add in units of a main one (FP4 beside FP8: 0.5)
+    index_flop_weight: float = 1.0  # the indexer's scan
+    core_flop_weight: float = 1.0  # attention over the selected entries
 
 
 @dataclass(frozen=True, slots=True)

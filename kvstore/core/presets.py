@@ -270,25 +270,31 @@ _V4_LAYERS = {
     LayerKind.HCA: Layer(LayerKind.HCA, ratio=HCA_RATIO, window_tokens=WINDOW_TOKENS),
 }
 
+# Weights: V4 scans its FP4 indexer keys in FP4, V3.2 in FP8; attention over the entries runs in BF16 in both.
 _FLASH_COMPUTE = ComputeShape(
     hidden=4096, heads=64, head_dim=512, rope_dim=64, q_rank=1024, o_groups=8, o_rank=1024,
-    index_heads=64, index_dim=128, index_topk=512, experts_per_token=6, shared_experts=1, expert_inter=2048,
-    vocab=129280,
+    index_heads=64, index_dim=128, index_topk=512,
+    routed_experts=256, experts_per_token=6, shared_experts=1, expert_inter=2048,
+    residual_streams=4, vocab=129280, index_flop_weight=0.5, core_flop_weight=2.0,
 )  # fmt: skip
 _PRO_COMPUTE = ComputeShape(
     hidden=7168, heads=128, head_dim=512, rope_dim=64, q_rank=1536, o_groups=16, o_rank=1024,
-    index_heads=64, index_dim=128, index_topk=1024, experts_per_token=6, shared_experts=1, expert_inter=3072,
-    vocab=129280,
+    index_heads=64, index_dim=128, index_topk=1024,
+    routed_experts=384, experts_per_token=6, shared_experts=1, expert_inter=3072,
+    residual_streams=4, vocab=129280, index_flop_weight=0.5, core_flop_weight=2.0,
 )  # fmt: skip
 _V32_COMPUTE = ComputeShape(
     hidden=7168, heads=128, head_dim=576, rope_dim=64, q_rank=1536, o_groups=1, o_rank=0,
-    index_heads=64, index_dim=128, index_topk=2048, experts_per_token=8, shared_experts=1, expert_inter=2048,
-    dense_layers=3, dense_inter=18432, vocab=129280,
+    kv_rank=512, nope_dim=128, v_head_dim=128,
+    index_heads=64, index_dim=128, index_topk=2048,
+    routed_experts=256, experts_per_token=8, shared_experts=1, expert_inter=2048,
+    dense_layers=3, dense_inter=18432, vocab=129280, index_flop_weight=1.0, core_flop_weight=2.0,
 )  # fmt: skip
 _DEMO_COMPUTE = ComputeShape(
     hidden=128, heads=2, head_dim=512, rope_dim=64, q_rank=64, o_groups=2, o_rank=128,
-    index_heads=32, index_dim=128, index_topk=512, experts_per_token=2, shared_experts=1, expert_inter=64,
-    vocab=2048,
+    index_heads=32, index_dim=128, index_topk=512,
+    routed_experts=2, experts_per_token=2, shared_experts=1, expert_inter=64,
+    residual_streams=2, vocab=2048,
 )  # fmt: skip
 
 
