@@ -7,6 +7,9 @@ A miss, a full tier and a refused admission are ordinary values and are not here
     │   ├── InvalidLayout           a model layout that contradicts itself
     │   └── ConfigError             a config key, flag or size
     ├── LayoutMismatch          the caller: the store holds another layout; the message names the field
+    ├── HelloAgain              the client: its session is another daemon's; it says Hello and tries once more
+    │   ├── UnknownNamespace        nobody said Hello with that layout since the daemon started
+    │   └── OtherBootEpoch          the lease or reservation is from before a restart
     ├── StoreUnavailable        nobody in the worker: the client turns it into a miss
     ├── CorruptFrame            the store: drops the copy and answers with a miss
     └── OperatorError           the operator: the daemon cannot start or go on as asked
@@ -37,6 +40,18 @@ class ConfigError(InvalidInput):
 
 class LayoutMismatch(KVStoreError):
     """Two sides describe the same model differently. The message names the differing fields."""
+
+
+class HelloAgain(KVStoreError):
+    """The caller's session does not belong to this run of the daemon."""
+
+
+class UnknownNamespace(HelloAgain):
+    """The namespace was not opened since the daemon started."""
+
+
+class OtherBootEpoch(HelloAgain):
+    """The lease or reservation was given by another run of the daemon."""
 
 
 class StoreUnavailable(KVStoreError):

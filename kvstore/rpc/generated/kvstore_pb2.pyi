@@ -402,16 +402,23 @@ class ComputeShape(_message.Message):
     Q_RANK_FIELD_NUMBER: _builtins.int
     O_GROUPS_FIELD_NUMBER: _builtins.int
     O_RANK_FIELD_NUMBER: _builtins.int
+    KV_HEADS_FIELD_NUMBER: _builtins.int
+    KV_RANK_FIELD_NUMBER: _builtins.int
+    NOPE_DIM_FIELD_NUMBER: _builtins.int
+    V_HEAD_DIM_FIELD_NUMBER: _builtins.int
     INDEX_HEADS_FIELD_NUMBER: _builtins.int
     INDEX_DIM_FIELD_NUMBER: _builtins.int
     INDEX_TOPK_FIELD_NUMBER: _builtins.int
+    ROUTED_EXPERTS_FIELD_NUMBER: _builtins.int
     EXPERTS_PER_TOKEN_FIELD_NUMBER: _builtins.int
     SHARED_EXPERTS_FIELD_NUMBER: _builtins.int
     EXPERT_INTER_FIELD_NUMBER: _builtins.int
     DENSE_LAYERS_FIELD_NUMBER: _builtins.int
     DENSE_INTER_FIELD_NUMBER: _builtins.int
+    RESIDUAL_STREAMS_FIELD_NUMBER: _builtins.int
     VOCAB_FIELD_NUMBER: _builtins.int
     INDEX_FLOP_WEIGHT_FIELD_NUMBER: _builtins.int
+    CORE_FLOP_WEIGHT_FIELD_NUMBER: _builtins.int
     hidden: _builtins.int
     heads: _builtins.int
     head_dim: _builtins.int
@@ -419,16 +426,23 @@ class ComputeShape(_message.Message):
     q_rank: _builtins.int
     o_groups: _builtins.int
     o_rank: _builtins.int
+    kv_heads: _builtins.int
+    kv_rank: _builtins.int
+    nope_dim: _builtins.int
+    v_head_dim: _builtins.int
     index_heads: _builtins.int
     index_dim: _builtins.int
     index_topk: _builtins.int
+    routed_experts: _builtins.int
     experts_per_token: _builtins.int
     shared_experts: _builtins.int
     expert_inter: _builtins.int
     dense_layers: _builtins.int
     dense_inter: _builtins.int
+    residual_streams: _builtins.int
     vocab: _builtins.int
     index_flop_weight: _builtins.float
+    core_flop_weight: _builtins.float
     def __init__(
         self,
         *,
@@ -439,20 +453,27 @@ class ComputeShape(_message.Message):
         q_rank: _builtins.int = ...,
         o_groups: _builtins.int = ...,
         o_rank: _builtins.int = ...,
+        kv_heads: _builtins.int = ...,
+        kv_rank: _builtins.int = ...,
+        nope_dim: _builtins.int = ...,
+        v_head_dim: _builtins.int = ...,
         index_heads: _builtins.int = ...,
         index_dim: _builtins.int = ...,
         index_topk: _builtins.int = ...,
+        routed_experts: _builtins.int = ...,
         experts_per_token: _builtins.int = ...,
         shared_experts: _builtins.int = ...,
         expert_inter: _builtins.int = ...,
         dense_layers: _builtins.int = ...,
         dense_inter: _builtins.int = ...,
+        residual_streams: _builtins.int = ...,
         vocab: _builtins.int = ...,
         index_flop_weight: _builtins.float = ...,
+        core_flop_weight: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dense_inter", b"dense_inter", "dense_layers", b"dense_layers", "expert_inter", b"expert_inter", "experts_per_token", b"experts_per_token", "head_dim", b"head_dim", "heads", b"heads", "hidden", b"hidden", "index_dim", b"index_dim", "index_flop_weight", b"index_flop_weight", "index_heads", b"index_heads", "index_topk", b"index_topk", "o_groups", b"o_groups", "o_rank", b"o_rank", "q_rank", b"q_rank", "rope_dim", b"rope_dim", "shared_experts", b"shared_experts", "vocab", b"vocab"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["core_flop_weight", b"core_flop_weight", "dense_inter", b"dense_inter", "dense_layers", b"dense_layers", "expert_inter", b"expert_inter", "experts_per_token", b"experts_per_token", "head_dim", b"head_dim", "heads", b"heads", "hidden", b"hidden", "index_dim", b"index_dim", "index_flop_weight", b"index_flop_weight", "index_heads", b"index_heads", "index_topk", b"index_topk", "kv_heads", b"kv_heads", "kv_rank", b"kv_rank", "nope_dim", b"nope_dim", "o_groups", b"o_groups", "o_rank", b"o_rank", "q_rank", b"q_rank", "residual_streams", b"residual_streams", "rope_dim", b"rope_dim", "routed_experts", b"routed_experts", "shared_experts", b"shared_experts", "v_head_dim", b"v_head_dim", "vocab", b"vocab"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
