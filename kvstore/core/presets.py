@@ -7,10 +7,11 @@ the models' published config.json (sizes checked against the totals of the V4 re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kvstore.core.errors import InvalidLayout
+from kvstore.core.errors import InvalidInput, InvalidLayout
 from kvstore.core.layout import ComputeShape, Group, GroupKind, Layer, LayerKind, ModelLayout, Section
 
 CSA_RATIO = 4  # tokens per CSA entry, the report's m
@@ -259,10 +260,34 @@ def full_tiny(revision: str = "base", *, block_tokens: int = 16) -> ModelLayout:
     return full("full-tiny", revision, layers=2, kv_heads=1, head_dim=8, dtype="fp8", block_tokens=block_tokens)
 
 
+def preset(name: str) -> ModelLayout:
+    """The layout that commands and benches know by this name; `v4-flash` and `v4_flash` are the same.
+
+    >>> preset("v4_pro").model
+    'deepseek-v4-pro'
+    >>> preset("v4-prop")
+    Traceback (most recent call last):
+    kvstore.core.errors.InvalidInput: layout v4-prop is unknown: did you mean v4-pro?
+    """
+    make = PRESETS.get(name.strip().lower().replace("_", "-"))
+    if make is None:
+        near = difflib.get_close_matches(name.lower().replace("_", "-"), PRESETS, n=2)
+        remedy = f"did you mean {' or '.join(near)}?" if near else f"choose {', '.join(PRESETS)}"
+        raise InvalidInput(f"layout {name} is unknown: {remedy}")
+    return make()
+
+
 def with_changes(layout: ModelLayout, **changes: object) -> ModelLayout:
     """The same layout but for the named fields, checked again."""
     return replace(layout, **changes)  # type: ignore[arg-type]
 
+
+PRESETS: Mapping[str, Callable[[], ModelLayout]] = {
+    "v4-flash": v4_flash,
+    "v4-pro": v4_pro,
+    "v32": v32,
+    "v4-demo": v4_demo,
+}
 
 _V4_LAYERS = {
     LayerKind.SWA: Layer(LayerKind.SWA, ratio=0, window_tokens=WINDOW_TOKENS),
