@@ -15,10 +15,9 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError
 
+from kvstore.core.checksum import Buffer
 from kvstore.core.errors import InvalidInput
 from kvstore.rpc.generated import kvstore_pb2 as pb
-
-Buffer = bytes | bytearray | memoryview
 
 _SMALL_TAG = 0x0A  # field 1, length-delimited
 _DATA_TAG = 0x12  # field 2, length-delimited
