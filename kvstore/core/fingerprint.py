@@ -7,6 +7,7 @@ SHA-256 over it is the fingerprint. Golden vectors are in tests/core/golden_fing
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from enum import Enum
 
@@ -21,9 +22,11 @@ def fingerprint(layout: ModelLayout) -> bytes:
 
 
 def differing_fields(ours: ModelLayout, theirs: ModelLayout) -> tuple[str, ...]:
-    """Paths of the fields in which two layouts differ, e.g. ``block_tokens`` or ``layers[3].ratio``."""
-    left, right = _flatten(ours), _flatten(theirs)
-    return tuple(path for path in dict.fromkeys([*left, *right]) if left.get(path) != right.get(path))
+    """Paths of the fields in which two layouts differ, e.g. ``block_tokens`` or ``layers[3].ratio``.
+
+    Where a tuple's length differs, ``layers.count`` names it and only items that both have are compared.
+    """
+    return tuple(_differences(ours, theirs, ""))
 
 
 def encode(value: object) -> bytes:
@@ -54,15 +57,15 @@ def _framed(tag: bytes, body: bytes) -> bytes:
     return tag + len(body).to_bytes(8, "little") + body
 
 
-def _flatten(value: object, path: str = "") -> dict[str, object]:
-    if is_dataclass(value) and not isinstance(value, type):
-        flat: dict[str, object] = {}
-        for field in fields(value):
-            flat |= _flatten(getattr(value, field.name), f"{path}.{field.name}" if path else field.name)
-        return flat
-    if isinstance(value, tuple):
-        flat = {f"{path}.count": len(value)}
-        for index, item in enumerate(value):
-            flat |= _flatten(item, f"{path}[{index}]")
-        return flat
-    return {path: value}
+def _differences(ours: object, theirs: object, path: str) -> Iterator[str]:
+    if is_dataclass(ours) and not isinstance(ours, type) and type(ours) is type(theirs):
+        for field in fields(ours):
+            inner = f"{path}.{field.name}" if path else field.name
+            yield from _differences(getattr(ours, field.name), getattr(theirs, field.name), inner)
+    elif isinstance(ours, tuple) and isinstance(theirs, tuple):
+        if len(ours) != len(theirs):
+            yield f"{path}.count"
+        for index, (left, right) in enumerate(zip(ours, theirs, strict=False)):
+            yield from _differences(left, right, f"{path}[{index}]")
+    elif encode(ours) != encode(theirs):
+        yield path

@@ -6,13 +6,15 @@ cost of computing it in `cost.py`. Units: tokens and bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from itertools import accumulate
 
 from kvstore.core.errors import InvalidLayout
 
 FORMAT_VERSION = 1  # raised when the meaning of a layout field or the order of an object's bytes changes
+MAX_DIMENSION = 1 << 24  # of a ComputeShape: guards the arithmetic of costs
+MAX_FLOP_WEIGHT = 64
 MAX_OBJECT_BYTES = 1 << 30  # a guard against nonsense layouts, far above the largest state (Pro: 5.2 MB)
 
 
@@ -130,6 +132,16 @@ class ComputeShape:
     index_flop_weight: float = 1.0  # the indexer's scan
     core_flop_weight: float = 1.0  # attention over the selected entries
 
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name.endswith("_weight"):
+                if not 0 < value <= MAX_FLOP_WEIGHT:
+                    raise InvalidLayout(f"{field.name}={value} is out of range: above 0, at most {MAX_FLOP_WEIGHT}")
+                object.__setattr__(self, field.name, float(value))  # 1 and 1.0 are one fingerprint
+            elif not 0 <= value <= MAX_DIMENSION:
+                raise InvalidLayout(f"{field.name}={value} is out of range: choose 0 to {MAX_DIMENSION}")
+
 
 @dataclass(frozen=True, slots=True)
 class ModelLayout:
@@ -165,6 +177,12 @@ class ModelLayout:
         if not 1 <= len(self.layers) <= 4096:
             raise InvalidLayout(f"{len(self.layers)} layers: a layout has 1 to 4096")
         for index, layer in enumerate(self.layers):
+            keeps_rows = layer.kind in (LayerKind.CSA, LayerKind.HCA, LayerKind.FULL)
+            if layer.ratio < keeps_rows or layer.window_tokens < 0:
+                raise InvalidLayout(
+                    f"layer {index} is {layer.kind.value} with ratio {layer.ratio} and a window of "
+                    f"{layer.window_tokens} tokens: a layer that keeps rows has a ratio of at least 1"
+                )
             if layer.ratio and self.block_tokens % layer.ratio:
                 raise InvalidLayout(
                     f"block_tokens={self.block_tokens} is not a multiple of the ratio {layer.ratio} of layer {index}"

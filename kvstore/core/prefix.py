@@ -49,7 +49,7 @@ def hash_blocks(
     """Hashes of the whole blocks in `tokens`, packed: 32 bytes each, in order.
 
     `tokens` are little-endian int32; a last part shorter than a block is left out. `extras` maps an index into
-    these blocks to the extras of that block.
+    these blocks to the extras of that block, in an order that counts; one of a part left out is left out too.
 
     >>> root = bytes(32)
     >>> whole = hash_blocks(root, bytes(4 * 256), 128)
@@ -58,9 +58,13 @@ def hash_blocks(
     """
     if len(parent) != 32:
         raise InvalidInput(f"a parent hash has 32 bytes, not {len(parent)}")
-    if len(tokens) % TOKEN_BYTES:
-        raise InvalidInput(f"{len(tokens)} bytes are not whole int32 tokens: pass little-endian int32")
+    if block_tokens < 1:
+        raise InvalidInput(f"block_tokens={block_tokens} is out of range: a block has at least one token")
     view = memoryview(tokens).cast("B")
+    if len(view) % TOKEN_BYTES:
+        raise InvalidInput(f"{len(view)} bytes are not whole int32 tokens: pass little-endian int32")
+    if extras and min(extras) < 0:
+        raise InvalidInput(f"extras name block {min(extras)}: count from 0, the first block of these tokens")
     step = block_tokens * TOKEN_BYTES
     prefix = b"kvblk1" + struct.pack("<I", block_tokens)
     sha256, hashes, have = hashlib.sha256, [], extras or {}
