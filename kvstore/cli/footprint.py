@@ -121,7 +121,9 @@ def _print(console: Console, layout: ModelLayout, tokens: int, facts: dict[str, 
     size = footprint(layout)
     _print_bytes(console, size, tokens)
     ratio, reported = facts["ratio_to_v32"], REPORTED.get(layout.model)
-    if isinstance(ratio, float):
+    if not size.cache_bytes(tokens):
+        console.print(f"{tokens:,} tokens are less than one block: nothing is cached.")
+    elif isinstance(ratio, float):
         console.print(
             f"{tokens:,} tokens: {_bytes(size.cache_bytes(tokens))}, {ratio:.2%} of DeepSeek-V3.2's "
             f"{_bytes(footprint(v32()).cache_bytes(tokens))} ({1 / ratio:.2f}x smaller)"
