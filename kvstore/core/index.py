@@ -1,0 +1,275 @@
+"""The index: a tree of blocks per namespace, and what each block has on which tier.
+
+Every block is a node under its parent; the namespace's root stands before block 0. A node has a rows entry and
+may have states; an entry has at most one copy per tier. Two facts are kept closed under prefix, so that a match
+bisects instead of walking:
+
+    readable    rows here and of every block before can be read from some tier
+    hot         the same, from host memory
+
+Bookkeeping only: what may be dropped is `room.py`'s business, what should happen is `planner.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+from typing import NamedTuple
+
+from kvstore.core.keys import BlockKey, Tier
+from kvstore.core.layout import ModelLayout
+from kvstore.core.lineage import ROOT_LINEAGE
+from kvstore.core.space import cut_points
+
+
+class CopyStatus(Enum):
+    INCOMING = "incoming"  # room is reserved, bytes are not there yet
+    READY = "ready"
+
+
+class ObjectClass(Enum):
+    """What an object is to its owner (DESIGN section 9); the values are stored in frames."""
+
+    SESSION = 0
+    SHARED = 1
+    SCRATCH = 2
+    PINNED = 3
+
+
+class Held:
+    """One copy on one tier."""
+
+    __slots__ = ("busy", "nbytes", "slots", "status")
+
+    def __init__(self, status: CopyStatus, slots: tuple[int, ...], nbytes: int) -> None:
+        self.status = status
+        self.slots = slots  # page numbers; empty on disk until the frame's length is known
+        self.nbytes = nbytes  # raw bytes on the host, frame bytes on disk
+        self.busy = 0  # readers and copies that use these bytes now
+
+
+class Facts(NamedTuple):
+    """What an object is, wherever it lies: enough to write its frame and to rebuild its entry."""
+
+    key: BlockKey
+    namespace: bytes
+    parent: bytes
+    block: int
+    generation: int
+    lineage: bytes  # rows: their own; state: of the rows under it
+    parent_lineage: bytes
+    content: bytes
+    raw_bytes: int
+    written_at: float  # Unix seconds
+    writer: bytes
+    object_class: ObjectClass
+    ttl_seconds: float | None
+
+
+class Entry:
+    """One object: its facts, its copies, and who holds on to it."""
+
+    __slots__ = ("disk", "facts", "host", "last_used", "leases", "node", "pins")
+
+    def __init__(self, node: Node, facts: Facts, now: float) -> None:
+        self.node = node
+        self.facts = facts
+        self.host: Held | None = None
+        self.disk: Held | None = None
+        self.leases = 0
+        self.pins = 0
+        self.last_used = now
+
+    def held(self, tier: Tier) -> Held | None:
+        return self.host if tier is Tier.HOST else self.disk
+
+    def set_held(self, tier: Tier, held: Held | None) -> None:
+        if tier is Tier.HOST:
+            self.host = held
+        else:
+            self.disk = held
+
+    @property
+    def is_rows(self) -> bool:
+        return self.facts.key.group == 0
+
+    def is_ready(self, tier: Tier) -> bool:
+        held = self.held(tier)
+        return held is not None and held.status is CopyStatus.READY
+
+    @property
+    def is_stored(self) -> bool:
+        """Some tier has a finished copy."""
+        return self.is_ready(Tier.HOST) or self.is_ready(Tier.DISK)
+
+    def copies(self) -> Iterator[tuple[Tier, Held]]:
+        if self.host is not None:
+            yield Tier.HOST, self.host
+        if self.disk is not None:
+            yield Tier.DISK, self.disk
+
+
+class Node:
+    """One block of a chain."""
+
+    __slots__ = ("_children", "below_disk", "below_host", "block", "hot", "namespace", "parent", "prefix", "readable",
+                 "rows", "states")  # fmt: skip
+
+    def __init__(self, namespace: Namespace, prefix: bytes, parent: Node | None, block: int) -> None:
+        self.namespace = namespace
+        self.prefix = prefix
+        self.parent = parent
+        self.block = block  # number of the block in its chain; -1 only for the root, which is before block 0
+        self.rows: Entry | None = None
+        self.states: tuple[Entry, ...] = ()
+        self.readable = parent is None
+        self.hot = parent is None
+        self.below_host = 0  # copies of child rows and of own states on the host, incoming ones included
+        self.below_disk = 0
+        self._children: Node | dict[bytes, Node] | None = None  # nearly every node has one child: no dict for it
+
+    @property
+    def end_tokens(self) -> int:
+        """Token count of the boundary at this block's end."""
+        return (self.block + 1) * self.namespace.layout.block_tokens
+
+    @property
+    def lineage(self) -> bytes:
+        """Lineage of the rows up to here; the root's below block 0."""
+        return ROOT_LINEAGE if self.rows is None else self.rows.facts.lineage
+
+    def below(self, tier: Tier) -> int:
+        return self.below_host if tier is Tier.HOST else self.below_disk
+
+    def add_below(self, tier: Tier, count: int) -> None:
+        if tier is Tier.HOST:
+            self.below_host += count
+        else:
+            self.below_disk += count
+
+    def state(self, group: int) -> Entry | None:
+        for entry in self.states:
+            if entry.facts.key.group == group:
+                return entry
+        return None
+
+    def entry(self, group: int) -> Entry | None:
+        return self.rows if group == 0 else self.state(group)
+
+    def children(self) -> tuple[Node, ...]:
+        if self._children is None:
+            return ()
+        if isinstance(self._children, Node):
+            return (self._children,)
+        return tuple(self._children.values())
+
+    def add_child(self, child: Node) -> None:
+        if self._children is None:
+            self._children = child
+        elif isinstance(self._children, Node):
+            self._children = {self._children.prefix: self._children, child.prefix: child}
+        else:
+            self._children[child.prefix] = child
+
+    def remove_child(self, child: Node) -> None:
+        if self._children is child:
+            self._children = None
+        else:
+            assert isinstance(self._children, dict)
+            del self._children[child.prefix]
+            if len(self._children) == 1:
+                (self._children,) = self._children.values()
+
+    def subtree(self) -> Iterator[Node]:
+        """This node and all below it, parents first."""
+        stack = [self]
+        while stack:
+            node = stack.pop()
+            yield node
+            stack.extend(node.children())
+
+
+class Namespace:
+    """One tenant's blocks of one layout."""
+
+    def __init__(self, name: bytes, root: bytes, layout: ModelLayout, slot_pages: int) -> None:
+        self.name = name  # namespace id, 32 bytes
+        self.layout = layout
+        self.slot_pages = slot_pages  # host slots, in pages
+        self.cuts = tuple(cut_points(group, slot_pages * 4096) for group in layout.groups)
+        self.root = Node(self, root, None, -1)
+        self.nodes: dict[bytes, Node] = {}
+
+    def node(self, prefix: bytes) -> Node | None:
+        return self.root if prefix == self.root.prefix else self.nodes.get(prefix)
+
+    def slots_needed(self, group: int) -> int:
+        return len(self.cuts[group])
+
+    def add_node(self, prefix: bytes, parent: Node) -> Node:
+        node = self.nodes[prefix] = Node(self, prefix, parent, parent.block + 1)
+        parent.add_child(node)
+        return node
+
+    def remove_node(self, node: Node) -> None:
+        assert node.parent is not None
+        node.parent.remove_child(node)
+        del self.nodes[node.prefix]
+
+
+def attach_copy(entry: Entry, tier: Tier, held: Held) -> None:
+    """Give an entry a copy that is on its way (or, in recovery, already there)."""
+    assert entry.held(tier) is None
+    entry.set_held(tier, held)
+    _parent_of(entry).add_below(tier, 1)
+    if held.status is CopyStatus.READY:
+        mark_ready(entry, tier)
+
+
+def mark_ready(entry: Entry, tier: Tier) -> None:
+    """A copy arrived: it, and what waited for it below, may become readable and hot."""
+    held = entry.held(tier)
+    assert held is not None
+    held.status = CopyStatus.READY
+    if not entry.is_rows:
+        return
+    stack = [entry.node]
+    while stack:
+        node = stack.pop()
+        rows, parent = node.rows, node.parent
+        if rows is None or parent is None:
+            continue
+        readable = parent.readable and rows.is_stored
+        hot = parent.hot and rows.is_ready(Tier.HOST)
+        if (readable, hot) != (node.readable, node.hot):
+            node.readable, node.hot = readable, hot
+            stack.extend(node.children())
+
+
+def detach_copy(entry: Entry, tier: Tier) -> Held:
+    """Take a copy away. The caller drops what depended on it."""
+    held = entry.held(tier)
+    assert held is not None
+    entry.set_held(tier, None)
+    _parent_of(entry).add_below(tier, -1)
+    if entry.is_rows and tier is Tier.HOST:
+        cool(entry.node)
+    return held
+
+
+def cool(node: Node) -> None:
+    """Rows left the host: nothing at or below this node is hot any more."""
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        if node.hot:
+            node.hot = False
+            stack.extend(node.children())
+
+
+def _parent_of(entry: Entry) -> Node:
+    """The node that must outlive this entry: its parent block for rows, its own block for a state."""
+    if not entry.is_rows:
+        return entry.node
+    assert entry.node.parent is not None
+    return entry.node.parent

@@ -1,0 +1,330 @@
+"""Making room: which copies may go, which do, and what goes with them.
+
+A copy may go when nobody uses it and nothing below it needs it:
+
+    a state     always
+    rows        when no child has a copy on the tier (leaf first), and, if it is the last copy, no child has one
+                anywhere: rows that can be read stay closed under prefix. Its own states go with it.
+
+Leases and pins hold an object's copies on every tier; ancestors are held by the leaf-first rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+
+from kvstore.core.actions import Drop
+from kvstore.core.index import CopyStatus, Entry, Held, Node, attach_copy, detach_copy
+from kvstore.core.keys import BlockKey, Tier
+from kvstore.core.order import Order
+from kvstore.core.policy import Policy
+from kvstore.core.space import Region, Space, class_pages
+
+TIERS = (Tier.HOST, Tier.DISK)
+CLOSE_LOOKS = 8  # regions examined for one that can be emptied; each look walks all blocks below its objects
+
+
+class Room:
+    """Space, candidates and the rules of dropping. Owns no index: entries come in by reference."""
+
+    def __init__(self, spaces: dict[Tier, Space], policy: Policy) -> None:
+        self.spaces = spaces
+        self.policy = policy
+        self.doomed: dict[tuple[BlockKey, int, Tier], Held] = {}  # dropped from the index while still in use
+        self._orders: dict[tuple[Tier, Hashable], Order] = {}
+        self._entries: dict[BlockKey, Entry] = {}  # every entry with a copy
+
+    def find(self, key: BlockKey) -> Entry | None:
+        return self._entries.get(key)
+
+    def entries(self) -> Iterator[Entry]:
+        return iter(self._entries.values())
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    # -- copies come ----------------------------------------------------------------------------
+    def attach(self, entry: Entry, tier: Tier, held: Held) -> None:
+        self._entries[entry.facts.key] = entry
+        attach_copy(entry, tier, held)
+        self.review(entry)
+        self._review_parent(entry)
+
+    def review(self, entry: Entry) -> None:
+        """Offer the entry's copies to the policy, or take the offer back, after anything about it changed."""
+        for tier in TIERS:
+            held = entry.held(tier)
+            if held is None or not (tier is Tier.HOST or held.slots):
+                continue
+            order = self._order(tier, self.owner(entry, tier))
+            if self.may_go(entry, tier):
+                order.add(entry.facts.key, self._rank(entry))
+            else:
+                order.discard(entry.facts.key)
+
+    def review_node(self, node: Node) -> None:
+        for state in node.states:
+            self.review(state)
+        if node.rows is not None:
+            self.review(node.rows)
+
+    def may_go(self, entry: Entry, tier: Tier, gone: int = 0) -> bool:
+        """Whether this copy could be dropped if `gone` of the copies below it on this tier were dropped first."""
+        if not _is_idle(entry, tier):
+            return False
+        if not entry.is_rows:
+            return True
+        node, other = entry.node, _other(tier)
+        own = own_other = 0
+        for state in node.states:
+            if state.held(tier) is not None:
+                own += 1
+                if not _is_idle(state, tier):
+                    return False
+            own_other += state.held(other) is not None
+        if node.below(tier) - own - gone > 0:
+            return False
+        if entry.is_ready(other):
+            return True
+        if node.below(other) - own_other > 0:
+            return False
+        return all(_is_idle(state, other) for state in node.states if state.held(other) is not None)
+
+    # -- copies go ------------------------------------------------------------------------------
+    def make_room(self, tier: Tier, owner: Hashable, slot_pages: int, count: int, drops: list[Drop]) -> bool:
+        """Leave `count` slots free for `owner`, adding to `drops`; False where that cannot be.
+
+        Another owner's region is emptied first where all of it is colder than what this owner would lose.
+        """
+        space = self.spaces[tier]
+        if space.slots_in_region(slot_pages) == 0:
+            return False
+        while (missing := count - space.room(owner, slot_pages)) > 0:
+            first = self._order(tier, owner).first()
+            colder_than = self._entries[first[1]].last_used if first is not None else None
+            region = self._coldest_foreign(tier, owner, colder_than)
+            if region is None:
+                chosen = self._choose(tier, owner, missing)
+                if chosen is not None:
+                    for entry in chosen:
+                        drops += self.drop(entry, tier)
+                    continue
+                region = self._coldest_foreign(tier, owner, None)
+            if region is None:
+                return False
+            drops += self._empty(tier, region)
+            if region.owner is not None:
+                return False  # a doomed copy in it is still in use
+        return True
+
+    def allocate(self, entry: Entry, tier: Tier, owner: Hashable, slot_pages: int, count: int) -> tuple[int, ...]:
+        return self.spaces[tier].allocate(owner, slot_pages, count, entry.facts.key, entry.last_used)
+
+    def drop(self, entry: Entry, tier: Tier) -> list[Drop]:
+        """Drop one copy and, where it was the last, the entry; states that lose their rows go with them."""
+        drops: list[Drop] = []
+        if entry.is_rows:
+            goes_for_good = not entry.is_ready(_other(tier))
+            for state in entry.node.states:
+                for state_tier in TIERS if goes_for_good else (tier,):
+                    if state.held(state_tier) is not None:
+                        drops += self.drop(state, state_tier)
+        self._inherit(entry)
+        drops += self._detach(entry, tier)
+        self._review_parent(entry)
+        if entry.host is None and entry.disk is None:
+            self._forget(entry)
+        else:
+            self.review(entry)
+        return drops
+
+    def lose(self, entry: Entry, tier: Tier) -> list[Drop]:
+        """A copy turned out bad or never came. What cannot be read without it goes too, whoever uses it."""
+        drops = self._detach(entry, tier)
+        if entry.is_stored:
+            self.review(entry)
+            self._review_parent(entry)
+            return drops
+        return drops + self.forget_all(entry)
+
+    def forget_all(self, entry: Entry) -> list[Drop]:
+        """Drop an entry with everything below it; copies in use are freed when their users are done."""
+        drops: list[Drop] = []
+        nodes = list(entry.node.subtree()) if entry.is_rows else []
+        below = [found for node in reversed(nodes) for found in (*node.states, node.rows) if found is not None]
+        for found in below or [entry]:
+            for tier, _ in tuple(found.copies()):
+                drops += self._detach(found, tier)
+            self._review_parent(found)
+            self._forget(found)
+        return drops
+
+    def settle(self, key: BlockKey, generation: int, tier: Tier) -> Held | None:
+        """The last user of a doomed copy is done: free it. None while someone else still uses it."""
+        held = self.doomed[key, generation, tier]
+        if held.busy or held.status is CopyStatus.INCOMING:
+            return None
+        del self.doomed[key, generation, tier]
+        self.spaces[tier].free(held.slots)
+        return held
+
+    def owner(self, entry: Entry, tier: Tier) -> Hashable:
+        """Whose slots a copy takes: the namespace's on the host, the size class's on disk."""
+        if tier is Tier.HOST:
+            return entry.node.namespace.name
+        held = entry.disk
+        assert held is not None
+        return class_pages(held.nbytes)
+
+    # -- private --------------------------------------------------------------------------------
+    def _order(self, tier: Tier, owner: Hashable) -> Order:
+        order = self._orders.get((tier, owner))
+        if order is None:
+            order = self._orders[tier, owner] = Order()
+        return order
+
+    def _rank(self, entry: Entry) -> float:
+        last_used = entry.last_used
+        if entry.is_rows:
+            last_used = max([last_used, *(state.last_used for state in entry.node.states)])
+        return self.policy.rank(entry.facts.key, entry.facts.raw_bytes, last_used)
+
+    def _choose(self, tier: Tier, owner: Hashable, missing: int) -> list[Entry] | None:
+        """Victims in order, worth `missing` slots of this owner. Changes nothing where there are not enough."""
+        order = self._order(tier, owner)
+        chosen: list[Entry] = []
+        gone: dict[Node, int] = {}
+        exposed: dict[BlockKey, float] = {}
+        freed: set[int] = set()
+        while len(freed) < missing:
+            popped = order.pop()
+            if popped is None:
+                break
+            entry = self._entries[popped[1]]
+            chosen.append(entry)
+            freed.update(self._slots(entry, tier, owner))
+            if not entry.is_rows:
+                continue
+            parent = _parent(entry)
+            gone[parent] = gone.get(parent, 0) + 1
+            rows = parent.rows
+            if rows is not None and rows.held(tier) is not None:
+                same_order = self.owner(rows, tier) == owner
+                if same_order and self.may_go(rows, tier, gone[parent]):
+                    exposed.setdefault(rows.facts.key, rows.last_used)
+                    rows.last_used = max(rows.last_used, entry.last_used)
+                    order.add(rows.facts.key, self._rank(rows))
+        if len(freed) >= missing:
+            return [entry for entry in chosen if not (not entry.is_rows and entry.node.rows in chosen)]
+        for key, last_used in exposed.items():
+            self._entries[key].last_used = last_used
+            order.discard(key)
+        for entry in chosen:
+            self.review(entry)
+        return None
+
+    def _slots(self, entry: Entry, tier: Tier, owner: Hashable) -> Iterator[int]:
+        goes = (entry, *entry.node.states) if entry.is_rows else (entry,)
+        for found in goes:
+            held = found.held(tier)
+            if held is not None and self.owner(found, tier) == owner:
+                yield from held.slots
+
+    def _detach(self, entry: Entry, tier: Tier) -> list[Drop]:
+        held = entry.held(tier)
+        if held is None:
+            return []
+        if tier is Tier.HOST or held.slots:
+            self._order(tier, self.owner(entry, tier)).discard(entry.facts.key)
+        detach_copy(entry, tier)
+        key, generation = entry.facts.key, entry.facts.generation
+        if held.busy or held.status is CopyStatus.INCOMING:
+            self.doomed[key, generation, tier] = held
+            return []
+        self.spaces[tier].free(held.slots)
+        return [Drop(key, generation, tier, held.slots)]
+
+    def _forget(self, entry: Entry) -> None:
+        """Take an entry without copies out of the tree, and its node when nothing is left of it."""
+        key, node = entry.facts.key, entry.node
+        if self._entries.get(key) is entry:
+            del self._entries[key]
+        if entry.is_rows:
+            node.rows = None
+            node.readable = False
+            assert not node.states, "states outlived their rows"
+            if not node.children():
+                node.namespace.remove_node(node)
+        else:
+            node.states = tuple(state for state in node.states if state is not entry)
+
+    def _inherit(self, entry: Entry) -> None:
+        """A parent cannot be colder than the child it was needed for."""
+        rows = _parent(entry).rows
+        if rows is not None:
+            rows.last_used = max(rows.last_used, entry.last_used)
+
+    def _review_parent(self, entry: Entry) -> None:
+        rows = _parent(entry).rows
+        if rows is not None and rows is not entry:
+            self.review(rows)
+
+    def _coldest_foreign(self, tier: Tier, owner: Hashable, colder_than: float | None) -> Region | None:
+        """The region of another owner that was used longest ago and that nobody holds on to.
+
+        `Region.last_used` knows touches of its own objects only; what lies above a used block counts as used, so
+        the few coldest are looked at closely. None where none is colder than `colder_than`.
+        """
+        space = self.spaces[tier]
+        if space.owners <= (1 if space.owns(owner) else 0):
+            return None
+        for region in space.foreign_regions(owner)[:CLOSE_LOOKS]:
+            if colder_than is not None and region.last_used >= colder_than:
+                return None
+            entries = [self._entries.get(key) for key in set(region.holders.values())]
+            nodes = {node for entry in entries if entry is not None for node in entry.node.subtree()}
+            used = [found.last_used for node in nodes for found in (*node.states, node.rows) if found is not None]
+            region.last_used = max(used, default=region.last_used)
+            is_free = None not in entries and all(self._is_free(node) for node in nodes)
+            if is_free and (colder_than is None or region.last_used < colder_than):
+                return region
+        return None
+
+    def _is_free(self, node: Node) -> bool:
+        for entry in (*node.states, node.rows):
+            if entry is not None and (
+                entry.leases or entry.pins or not all(_is_idle(entry, tier) for tier, _ in entry.copies())
+            ):
+                return False
+        return True
+
+    def _empty(self, tier: Tier, region: Region) -> list[Drop]:
+        """Empty a region: copies that lie elsewhere too just leave, the others go with all below them."""
+        drops: list[Drop] = []
+        for key in sorted(set(region.holders.values())):
+            entry = self._entries.get(key)
+            if entry is None or entry.held(tier) is None:
+                continue  # went with an ancestor
+            if entry.is_ready(_other(tier)) or not entry.is_rows:
+                drops += self.drop(entry, tier)
+            else:
+                drops += self.forget_all(entry)
+        return drops
+
+
+def _is_idle(entry: Entry, tier: Tier) -> bool:
+    held = entry.held(tier)
+    return (
+        held is not None and held.status is CopyStatus.READY and not held.busy and not entry.leases and not entry.pins
+    )
+
+
+def _other(tier: Tier) -> Tier:
+    return Tier.DISK if tier is Tier.HOST else Tier.HOST
+
+
+def _parent(entry: Entry) -> Node:
+    if not entry.is_rows:
+        return entry.node
+    assert entry.node.parent is not None
+    return entry.node.parent
