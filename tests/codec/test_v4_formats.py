@@ -2,6 +2,7 @@
 
 import bisect
 import hashlib
+import itertools
 import math
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def samples(width: int, dtype=torch.float32):
         torch.full((width,), 6.0).nextafter(torch.tensor(1e9)),
     ]
     ties = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0]).repeat(width // 8)
-    e4m3_ties = torch.tensor([(low + high) / 2 for low, high in zip(E4M3, E4M3[1:], strict=False)] + [448.0] * 2)
+    e4m3_ties = torch.tensor([(low + high) / 2 for low, high in itertools.pairwise(E4M3)] + [448.0] * 2)
     rows += [ties, -ties, e4m3_ties.repeat(width // 128), -e4m3_ties.repeat(width // 128)]
     for row in rows[-4:]:
         row[::32] = math.copysign(6.0 if row.abs().max() <= 6 else 448.0, row[1])
