@@ -86,7 +86,7 @@ def build_demo_model(seed: int = 0, dtype: torch.dtype = torch.float32) -> Deeps
             if name.endswith("tid2eid"):  # token id to expert, of hash-routed layers
                 experts = torch.randint(0, config.n_routed_experts, table.shape, generator=generator)
                 table.copy_(experts.to(table.dtype))
-    model.to(dtype)
+    model.to(dtype)  # type: ignore[arg-type] # its wrapper forgets the instance
     if dtype is torch.float64:
         model.set_experts_implementation("eager")  # the grouped matmul knows no fp64
     return model
