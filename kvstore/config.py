@@ -15,7 +15,6 @@ machine's memory (host) or of the filesystem (disk).
     folder = "/var/lib/kvstore/segments"         # without it there is no disk tier
     bytes = "50GiB"
     codec = "raw"                                # or "zstd"
-    copy_threads = 4
 
     [match]
     placement = "ends"                           # every, interval:N, ends, none
@@ -62,15 +61,13 @@ class DiskConfig:
     folder: Path
     bytes: int
     codec: str
-    copy_threads: int
 
 
 @dataclass(frozen=True, slots=True)
 class MatchConfig:
     """What a match offers: where states are taken, whether a missing one is replayed, how long a lease holds."""
 
-    placement: str
-    replay: bool
+    placement: Placement
     lease_seconds: float
 
 
@@ -137,10 +134,11 @@ def _read(settings: _Settings) -> Config:
     folder = settings.path("disk.folder")
     disk_bytes = settings.size("disk.bytes", "10%", lambda: filesystem_bytes(folder or Path("/")))
     codec = settings.choice("disk.codec", "raw", ("raw", "zstd"))
-    copy_threads = settings.count("disk.copy_threads", 4, 1, 64)
+    replay = settings.flag("match.replay", True)
     match = MatchConfig(
-        placement=settings.text("match.placement", "ends"),
-        replay=settings.flag("match.replay", True),
+        placement=settings.checked(
+            "match.placement", lambda: Placement.parse(settings.text("match.placement", "ends"), replay)
+        ),
         lease_seconds=settings.number("match.lease_seconds", 30.0, 1.0, 3600.0),
     )
     limits = LimitsConfig(
@@ -151,7 +149,6 @@ def _read(settings: _Settings) -> Config:
         max_call_seconds=settings.number("limits.max_call_seconds", 120.0, 0.1, 3600.0),
     )
     settings.refuse_unknown()
-    settings.checked("match.placement", lambda: Placement.parse(match.placement))
     if host.bytes < MIN_HOST_BYTES:
         raise ConfigError(f"{settings.named('host.bytes')} is {host.bytes} bytes: give it at least 8MiB")
     if host.bytes > memory_bytes():
@@ -171,9 +168,7 @@ def _read(settings: _Settings) -> Config:
     secret = secret or folder.with_name(folder.name + ".secret")
     if secret.is_relative_to(folder):
         raise ConfigError(f"secret_file {secret} lies inside the disk folder {folder}: keep it outside")
-    return Config(
-        listen, secret, drain_seconds, host, DiskConfig(folder, disk_bytes, codec, copy_threads), match, limits
-    )
+    return Config(listen, secret, drain_seconds, host, DiskConfig(folder, disk_bytes, codec), match, limits)
 
 
 class _Given(NamedTuple):

@@ -8,6 +8,7 @@ import pytest
 
 from kvstore.config import DEFAULT_LISTEN, filesystem_bytes, load_config, memory_bytes
 from kvstore.core.errors import ConfigError
+from kvstore.core.placement import Placement
 from kvstore.core.sizes import format_size, parse_size
 
 EVERY_KEY = """
@@ -22,7 +23,6 @@ bytes = "64MiB"
 folder = "/data/segments"
 bytes = "2GiB"
 codec = "zstd"
-copy_threads = 2
 
 [match]
 placement = "interval:1024"
@@ -48,7 +48,7 @@ def test_without_a_file_everything_has_a_default():
     config = load_config()
     assert config.listen == DEFAULT_LISTEN
     assert (config.disk, config.secret_file) == (None, None)
-    assert config.match.placement == "ends"
+    assert config.match.placement == Placement.parse("ends")
     assert config.host.bytes == 1 << 30
 
 
@@ -60,8 +60,9 @@ def test_every_key_is_read(tmp_path):
     assert config.host.bytes == 64 << 20
     assert config.disk is not None
     assert (config.disk.folder, config.disk.bytes) == (Path("/data/segments"), 2 << 30)
-    assert (config.disk.codec, config.disk.copy_threads) == ("zstd", 2)
-    assert (config.match.placement, config.match.replay, config.match.lease_seconds) == ("interval:1024", False, 5.0)
+    assert config.disk.codec == "zstd"
+    assert config.match.placement == Placement.parse("interval:1024", replay=False)
+    assert config.match.lease_seconds == 5.0
     limits = config.limits
     assert (limits.calls, limits.fetches, limits.puts) == (10, 3, 2)
     assert (limits.call_seconds, limits.max_call_seconds) == (4.5, 9.0)
@@ -108,7 +109,8 @@ def test_percents_are_of_memory_and_of_the_filesystem(tmp_path):
         ('[disk]\nfolder = "/x"\nbytes = 0', "give the disk a size, or leave disk.folder out"),
         ('[disk]\nfolder = ""', "give it a text"),
         ('[disk]\ncodec = "lz4"', "choose one of raw, zstd"),
-        ("[disk]\ncopy_threads = 0", "a whole number from 1 to 64"),
+        ("[limits]\nputs = 0", "a whole number from 1 to 256"),
+        ("[limits]\nputs = 1.5", "a whole number from 1 to 256"),
         ('secret_file = "/data/segments/secret"\n[disk]\nfolder = "/data/segments"', "keep it outside"),
         ('[match]\nplacement = "often"', r"match\.placement in .*: placement 'often' is unknown"),
         ("[match]\nreplay = 1", "write true or false"),

@@ -1,0 +1,63 @@
+"""The Admin service: what operators ask. Runs in the RPC threads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from kvstore.daemon.calls import Calls
+from kvstore.daemon.storage import NamespaceState, Store, TierState
+from kvstore.rpc.enums import TIER
+from kvstore.rpc.generated import admin_pb2 as pb
+
+
+class AdminService:
+    """One method per RPC, `(request, deadline) -> response`."""
+
+    def __init__(self, store: Store, calls: Calls, version: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._calls = calls
+        self._version = version
+        self._clock = clock
+        self._started = clock()
+
+    def status(self, request: pb.StatusRequest, deadline: float) -> pb.StatusResponse:
+        state = self._store.status()
+        return pb.StatusResponse(
+            version=self._version,
+            boot_epoch=self._store.boot_epoch,
+            uptime_seconds=self._clock() - self._started,
+            is_draining=self._calls.is_draining,
+            tiers=[_tier(tier) for tier in state.tiers],
+            namespaces=[_namespace(namespace) for namespace in state.namespaces],
+            leases=state.leases,
+            pins=state.pins,
+            queued_copies=state.queued_copies,
+            counters={**state.counters, **self._calls.counters},
+        )
+
+
+def _tier(state: TierState) -> pb.TierStatus:
+    return pb.TierStatus(
+        tier=TIER.to_wire(state.tier),
+        capacity_bytes=state.capacity_bytes,
+        ready_bytes=state.ready_bytes,
+        used_bytes=state.used_bytes,
+        objects=state.objects,
+        is_writable=state.is_writable,
+        trouble=state.trouble,
+        read_bytes_per_second=state.read_bytes_per_second or 0.0,
+        write_bytes_per_second=state.write_bytes_per_second or 0.0,
+    )
+
+
+def _namespace(state: NamespaceState) -> pb.NamespaceStatus:
+    return pb.NamespaceStatus(
+        namespace_id=state.id,
+        model=state.layout.model,
+        revision=state.layout.revision,
+        numerics=state.layout.numerics,
+        rows=state.rows,
+        states=state.states,
+        host_bytes=state.host_bytes,
+    )

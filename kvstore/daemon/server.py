@@ -1,0 +1,186 @@
+"""The gRPC server around a store: binding, threads, health, reflection, draining.
+
+Threads: `kvstore-rpc-*` run the calls, `kvstore-tick` moves the store's clock every half second, grpc's own threads do
+the network. Nothing else is started here; the store's copy threads are its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from importlib import metadata
+from typing import TypeAlias, cast
+
+import grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from kvstore.config import Config, LimitsConfig
+from kvstore.core.errors import SocketInUse
+from kvstore.daemon.address import Address, SocketHold, parse_listen
+from kvstore.daemon.admin import AdminService
+from kvstore.daemon.calls import Calls, Gate, parsed
+from kvstore.daemon.service import KVStoreService
+from kvstore.daemon.storage import Store
+from kvstore.rpc.generated.kvstore_pb2 import FetchRequest
+from kvstore.rpc.limits import MAX_MESSAGE_BYTES
+from kvstore.rpc.methods import ADMIN_SERVICE, KVSTORE_SERVICE, METHODS, Method
+
+log = logging.getLogger("kvstore.daemon")
+
+TICK_SECONDS = 0.5
+SPARE_THREADS = 8  # for health, reflection and for refusing what is too much
+Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
+UnaryCall = Callable[[Message, float], Message]
+
+
+class Daemon:
+    """A server that holds its address from construction and serves from `start` to `stop`.
+
+    The address is taken first, so that a second daemon hears of it before it touches the disk folder.
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Raises ConfigError, OperatorError or SocketInUse, and then holds nothing."""
+        self._config = config
+        self._calls = Calls(config.limits)
+        self._health = health.HealthServicer()
+        self._server = _grpc_server(config.limits)
+        wanted = parse_listen(config.listen)
+        self._hold = SocketHold(wanted.path) if wanted.path is not None else None
+        try:
+            self.address = _bind(self._server, wanted)
+        except BaseException:
+            if self._hold is not None:
+                self._hold.close()
+            raise
+        self._ticking = threading.Event()
+        self._ticker: threading.Thread | None = None
+        self._store: Store | None = None
+        self._is_hasty = False
+
+    def start(self, store: Store) -> None:
+        """Answer calls from now on. The store is the daemon's to tick and to close."""
+        self._store = store
+        version = server_version()
+        workers = KVStoreService(store, self._config.match.lease_seconds, version)
+        operators = AdminService(store, self._calls, version)
+        handlers: dict[str, dict[str, Handler]] = {KVSTORE_SERVICE: {}, ADMIN_SERVICE: {}}
+        for method in METHODS:
+            service = workers if method.service == KVSTORE_SERVICE else operators
+            handlers[method.service][method.name] = self._handler(method, service)
+        self._server.add_generic_rpc_handlers(
+            tuple(grpc.method_handlers_generic_handler(name, methods) for name, methods in handlers.items())
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (KVSTORE_SERVICE, ADMIN_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+        self._server.start()
+        for name in ("", KVSTORE_SERVICE, ADMIN_SERVICE):
+            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._ticker = threading.Thread(target=self._tick, args=(store,), name="kvstore-tick", daemon=True)
+        self._ticker.start()
+
+    def stop(self, drain_seconds: float) -> None:
+        """Refuse new calls, let those in flight end within `drain_seconds`, then close the store. Once is enough."""
+        store, self._store = self._store, None
+        ends = time.monotonic() + drain_seconds
+        self._health.enter_graceful_shutdown()
+        self._calls.drain()
+        self._server.stop(drain_seconds).wait(drain_seconds + 1.0)
+        self._ticking.set()
+        if self._ticker is not None:
+            self._ticker.join(1.0)
+        if store is not None:
+            store.close(0.0 if self._is_hasty else max(0.0, ends - time.monotonic()))
+        if self._hold is not None:
+            self._hold.close()
+
+    def hasten(self) -> None:
+        """Cut a running `stop` short: calls in flight are cancelled now. Safe in a signal handler."""
+        self._is_hasty = True
+        self._server.stop(0)
+
+    def _tick(self, store: Store) -> None:
+        while not self._ticking.wait(TICK_SECONDS):
+            try:
+                self._calls.cancel_overdue()
+                store.tick()
+            except Exception:  # top of a thread: without ticks leases would never end
+                self._calls.count("tick_errors")
+                log.exception("a tick failed")
+
+    def _handler(self, method: Method, service: KVStoreService | AdminService) -> Handler:
+        call = getattr(service, method.name.lower())
+        if method.name == "Put":
+            return grpc.stream_unary_rpc_method_handler(self._put(cast(KVStoreService, service)))
+        if method.name == "Fetch":
+            return grpc.unary_stream_rpc_method_handler(self._fetch(cast(KVStoreService, service)))
+        return grpc.unary_unary_rpc_method_handler(self._unary(method, call))
+
+    # Requests arrive as bytes and are parsed behind the gate, so that garbage is refused like any bad input.
+
+    def _unary(self, method: Method, call: UnaryCall) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+        def handle(raw: bytes, context: grpc.ServicerContext) -> bytes:
+            with self._calls.admitted(method.name, Gate.CALL, context) as deadline:
+                return call(parsed(method.request, raw), deadline).SerializeToString()
+            raise AssertionError("an aborted call returned")
+
+        return handle
+
+    def _fetch(self, service: KVStoreService) -> Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]:
+        def handle(raw: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+            with self._calls.admitted("Fetch", Gate.FETCH, context) as deadline:
+                yield from service.fetch(parsed(FetchRequest, raw), deadline)
+
+        return handle
+
+    def _put(self, service: KVStoreService) -> Callable[[Iterator[bytes], grpc.ServicerContext], bytes]:
+        def handle(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+            with self._calls.admitted("Put", Gate.PUT, context) as deadline:
+                return service.put(messages, deadline).SerializeToString()
+            raise AssertionError("an aborted call returned")
+
+        return handle
+
+
+def server_version() -> str:
+    try:
+        return metadata.version("kvstore")
+    except metadata.PackageNotFoundError:  # run from a checkout
+        return "unknown"
+
+
+def _grpc_server(limits: LimitsConfig) -> grpc.Server:
+    at_once = limits.calls + limits.fetches + limits.puts + SPARE_THREADS
+    return grpc.server(
+        futures.ThreadPoolExecutor(at_once, thread_name_prefix="kvstore-rpc"),
+        maximum_concurrent_rpcs=at_once,  # never queue: a queued call would only be late (RELIABILITY section 6)
+        options=(
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.so_reuseport", 0),  # two daemons on one port would each get half of the calls
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            # Clients ping every second to notice a black hole within one (RELIABILITY section 6).
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),
+        ),
+    )
+
+
+def _bind(server: grpc.Server, wanted: Address) -> Address:
+    # grpc makes the socket with the process's umask, 0755 as a rule; no thread of ours runs yet.
+    before = os.umask(0o177)
+    try:
+        port = server.add_insecure_port(wanted.target)
+    except RuntimeError as error:
+        raise SocketInUse(f"{wanted.target} cannot be listened on: it is in use or not ours; choose another") from error
+    finally:
+        os.umask(before)
+    return wanted if wanted.path is not None else wanted._replace(port=port)
