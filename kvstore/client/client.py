@@ -1,0 +1,275 @@
+"""The worker's side of the store: look up, fetch, put, and never be held up.
+
+Fail-open: whatever the store does, a worker sees at worst a shorter match within its deadline. Only the caller's own
+bad arguments raise, as InvalidInput. What went wrong is in `counters`, by name.
+
+Threads: calls run on the caller's thread and may come from several; puts, releases and probing run on one thread of
+the client's own (`writer.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import NamedTuple, TypeVar
+
+from numpy.typing import ArrayLike
+
+from kvstore.client.arguments import (
+    NO_HINTS,
+    check_text,
+    checked_extras,
+    checked_hints,
+    checked_seconds,
+    int32_tokens,
+)
+from kvstore.client.buffers import BufferPool, Bytes
+from kvstore.client.counters import Counters
+from kvstore.client.fetch import Fetcher
+from kvstore.client.hashing import Extras, HashedTokens, Hasher, Tokens
+from kvstore.client.lineages import Lineages
+from kvstore.client.link import Link, Session
+from kvstore.client.lookups import Lookups
+from kvstore.client.match import Asked, Blocks, ClientMatch, empty_match
+from kvstore.client.packing import Packing
+from kvstore.client.putting import States, checked_arrays, packed_job
+from kvstore.client.settings import Bounds, Timeouts
+from kvstore.client.writer import Writer
+from kvstore.core.errors import HelloAgain, InvalidInput, StoreUnavailable
+from kvstore.core.layout import ModelLayout
+from kvstore.core.match import Hints, SessionEvent
+from kvstore.rpc.convert import chain_to_wire
+from kvstore.rpc.enums import SESSION_EVENT
+from kvstore.rpc.generated import kvstore_pb2 as pb
+from kvstore.rpc.limits import MAX_PIN_SECONDS, MAX_REASON
+
+Answer = TypeVar("Answer")
+
+
+class Pinned(NamedTuple):
+    """What an accepted pin holds."""
+
+    id: int
+    tokens: int
+    nbytes: int
+
+
+class Client:
+    """One model's cache in one store. Made by `connect` (connect.py)."""
+
+    def __init__(
+        self,
+        address: str,
+        layout: ModelLayout,
+        *,
+        worker_flops: float | None,
+        can_replay: bool,
+        existing_only: bool,
+        timeouts: Timeouts,
+        bounds: Bounds,
+    ) -> None:
+        self.layout = layout
+        self._timeouts = timeouts
+        self._counters = Counters()
+        self._packings = tuple(Packing(group) for group in layout.groups)
+        self._pool = BufferPool(bounds.pool_bytes)
+        self._hasher = Hasher(layout.block_tokens, bounds.memo_bytes, self._counters)
+        self._lineages = Lineages(bounds.lineages)
+        self._link = Link(address, layout, timeouts, self._counters, existing_only=existing_only)
+        self._writer = Writer(self._link, bounds, timeouts)
+        self._lookups = Lookups(
+            self._link, self._hasher, self._lineages, layout,
+            can_replay=can_replay, worker_flops=worker_flops, release=self._writer.release,
+        )  # fmt: skip
+        self._fetcher = Fetcher(
+            self._link, self._lookups, self._lineages, layout, self._packings, self._pool, timeouts,
+            can_replay=can_replay,
+        )  # fmt: skip
+        self._link.connect()
+        if self._link.refused is not None:
+            self._link.close()
+            raise self._link.refused
+        self._writer.start()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether calls are sent at present; while False they are answered here, with nothing."""
+        return self._link.is_connected
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What happened since the client was made, by name."""
+        return self._counters.snapshot()
+
+    def lookup(self, tokens: ArrayLike, *, hints: Hints = NO_HINTS, extras: Extras | None = None) -> ClientMatch:
+        """From where a prompt of these token ids (position 0 on) can go on. Within `lookup_seconds`."""
+        asked = Asked(int32_tokens(tokens), checked_hints(hints), checked_extras(extras))
+        self._counters.add("lookups")
+        if not len(asked.tokens):
+            return empty_match(asked, self.layout)
+        try:
+            return self._lookups.find(asked, self._link.deadline(self._timeouts.lookup_seconds))
+        except StoreUnavailable:
+            self._counters.add("lookups_failed")
+            return empty_match(asked, self.layout)
+
+    def fetch(self, match: ClientMatch, into: Mapping[str, Bytes] | None = None) -> Blocks:
+        """The bytes of a match, verified, within `fetch_seconds`; see `Blocks.plan` for how far they reach.
+
+        `into` takes the rows: component -> writable uint8 array of the shape that `Blocks.rows` has.
+        """
+        self._counters.add("fetches")
+        return self._fetcher.fetch(match, into)
+
+    def put(
+        self,
+        tokens: ArrayLike,
+        *,
+        first_block: int,
+        rows: Mapping[str, Bytes],
+        states: States | None = None,
+        optional: Mapping[str, States] | None = None,
+        extras: Extras | None = None,
+        hints: Hints = NO_HINTS,
+        onto: Blocks | None = None,
+    ) -> bool:
+        """Hand over rows of blocks from `first_block` on, and states at boundaries among them. Copies, then returns.
+
+        `tokens` start at position 0 and cover the blocks. `rows` maps each component to (blocks, layers having it,
+        section bytes), `states` each boundary in tokens to component -> (layers having it, section bytes), all uint8;
+        `optional` does so by name of the optional group. `onto` names the fetched blocks that these rows were computed
+        on, where they begin at its end; without it the client goes by what it loaded and put itself.
+
+        False where it was not taken, counted as `puts_shed` (queue full), `puts_unconnected` or
+        `puts_unknown_parent` (what lies below `first_block` is not known for certain).
+        """
+        own = int32_tokens(tokens)
+        own_hints, own_extras = checked_hints(hints), checked_extras(extras)
+        arrays = checked_arrays(self.layout, self._packings, len(own), first_block, rows, states or {}, optional or {})
+        try:
+            session = self._link.session
+        except StoreUnavailable:
+            self._counters.add("puts_unconnected")
+            return False
+        if not self._writer.has_room(arrays.nbytes(self._packings)):
+            self._counters.add("puts_shed")
+            return False
+        end = (arrays.first_block + arrays.blocks) * self.layout.block_tokens
+        hashed = self._hasher.hashed(session.root, own[:end], own_extras)
+        lineage = self._lineage_under(hashed, arrays.first_block, onto)
+        if lineage is None:
+            self._counters.add("puts_unknown_parent")
+            return False
+        job, lineages = packed_job(arrays, self._packings, hashed, lineage, own_hints, self._pool)
+        self._lineages.note(job.chain.hashes, lineages)
+        if not self._writer.offer(job):
+            self._counters.add("puts_shed")
+            return False
+        return True
+
+    def flush(self, timeout: float, durable: bool = False) -> bool:
+        """Wait until all that was put before is settled. True if the store answered for each put since the last
+        flush and, with `durable`, every object of them is synced to disk."""
+        return self._writer.flush(timeout, durable)
+
+    def pin(self, tokens: ArrayLike, ttl_seconds: float) -> Pinned | None:
+        """Keep what is stored of this prompt for so long; None where nothing was pinned."""
+        own, ttl_seconds = int32_tokens(tokens), checked_seconds(ttl_seconds, "ttl_seconds", MAX_PIN_SECONDS)
+
+        def ask(session: Session, deadline: float) -> Pinned | None:
+            chain = chain_to_wire(self._chain(session, own).chain(0, self._cut(session, own)))
+            request = pb.PinRequest(namespace_id=session.namespace, chain=chain, ttl_seconds=ttl_seconds)
+            answer = self._link.call(self._link.calls.pin, request, deadline)
+            return Pinned(answer.pin, answer.pinned_tokens, answer.pinned_bytes) if answer.pin else None
+
+        return self._control(ask, None)
+
+    def unpin(self, pin: Pinned) -> bool:
+        """Whether there was such a pin."""
+
+        def ask(_: Session, deadline: float) -> bool:
+            return self._link.call(self._link.calls.unpin, pb.UnpinRequest(pin=pin.id), deadline).unpinned
+
+        return self._control(ask, False)
+
+    def session(self, session: str, event: SessionEvent, expected_gap_seconds: float | None = None) -> bool:
+        """Tell the store what an agent session does. Whether it heard."""
+        check_text(session, "session")
+        if expected_gap_seconds is not None:
+            checked_seconds(expected_gap_seconds, "expected_gap_seconds")
+
+        def ask(known: Session, deadline: float) -> bool:
+            request = pb.SessionRequest(
+                namespace_id=known.namespace,
+                session=session,
+                event=SESSION_EVENT.to_wire(event),
+                expected_gap_seconds=expected_gap_seconds,
+            )
+            self._link.call(self._link.calls.session, request, deadline)
+            return True
+
+        return self._control(ask, False)
+
+    def prefetch(self, tokens: ArrayLike) -> int:
+        """Bring what is cold of this prompt into host memory; the number of bytes that will be moved."""
+        own = int32_tokens(tokens)
+
+        def ask(session: Session, deadline: float) -> int:
+            request = pb.PrefetchRequest(
+                namespace_id=session.namespace,
+                worker_id=self._link.worker_id,
+                chain=chain_to_wire(self._chain(session, own).chain(0, self._cut(session, own))),
+                prompt_tokens=len(own),
+            )
+            return self._link.call(self._link.calls.prefetch, request, deadline).bytes
+
+        return self._control(ask, 0) if len(own) else 0
+
+    def report(self, match: ClientMatch, *, block: int, group: int, reason: str) -> bool:
+        """Say that a fetched object was wrong. Whether the store dropped it."""
+        hashed = match.hashed
+        if hashed is None:
+            return False
+        if not 0 <= block < hashed.blocks or not 0 <= group < len(self.layout.groups):
+            raise InvalidInput(f"block {block} of group {group} is not in this match of {hashed.blocks} blocks")
+        prefix = hashed.position(block + 1)
+
+        def ask(session: Session, deadline: float) -> bool:
+            request = pb.ReportRequest(
+                namespace_id=session.namespace, prefix=prefix, group=group, reason=reason[:MAX_REASON]
+            )
+            return self._link.call(self._link.calls.report, request, deadline).dropped
+
+        return self._control(ask, False)
+
+    def close(self) -> None:
+        """Upload what is queued, for at most `close_seconds`, and let go. May be called twice."""
+        self._writer.close(self._timeouts.close_seconds)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _lineage_under(self, hashed: HashedTokens, first_block: int, onto: Blocks | None) -> bytes | None:
+        if onto is not None and onto.plan.tokens == first_block * self.layout.block_tokens:
+            return onto.lineage
+        return self._lineages.under(hashed.position(first_block), hashed.root)
+
+    def _chain(self, session: Session, tokens: Tokens) -> HashedTokens:
+        return self._hasher.hashed(session.root, tokens, {})
+
+    def _cut(self, session: Session, tokens: Tokens) -> int:
+        return min(session.batch_blocks, len(tokens) // self.layout.block_tokens)
+
+    def _control(self, ask: Callable[[Session, float], Answer], otherwise: Answer) -> Answer:
+        """One small call on the caller's thread; `otherwise` where the store is away."""
+        deadline = self._link.deadline(self._timeouts.control_seconds)
+        try:
+            return self._link.with_session(lambda session: ask(session, deadline), deadline)
+        except (StoreUnavailable, HelloAgain):
+            self._counters.add("control_calls_failed")
+            return otherwise

@@ -1,0 +1,148 @@
+"""One Fetch stream -> verified objects in page-aligned buffers.
+
+Wire chunks are copied straight to where the object lies in the destination, and an object is verified when its last
+byte is there, while it is still in the CPU's cache. Nothing unverified is ever counted as here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from kvstore.client.buffers import BufferPool, Bytes
+from kvstore.client.hashing import HashedTokens
+from kvstore.core.checksum import content_checksum, seal
+from kvstore.core.errors import InvalidInput
+from kvstore.core.keys import PAGE_BYTES, BlockKey, Tier
+from kvstore.core.layout import ModelLayout
+from kvstore.core.lineage import ROOT_LINEAGE, child_lineage
+from kvstore.rpc.enums import TIER
+from kvstore.rpc.generated import kvstore_pb2 as pb
+from kvstore.rpc.wire import FetchFrame
+
+_TEMPERATURE = (Tier.GPU, Tier.HOST, Tier.DISK, Tier.REMOTE)
+
+
+class Gone(Exception):
+    """A required object is not to be had; `corrupt` names it where its bytes were wrong."""
+
+    def __init__(self, corrupt: BlockKey | None = None) -> None:
+        super().__init__("corrupt" if corrupt else "missing")
+        self.corrupt = corrupt
+
+
+@dataclass(slots=True)
+class Load:
+    """What has been fetched of one sequence so far."""
+
+    hashed: HashedTokens
+    rows: Bytes  # (blocks, object bytes); the first `len(lineages)` are verified
+    rows_bytes: memoryview  # the same, flat
+    lineages: list[bytes] = field(default_factory=list)  # of the rows here, computed from their bytes
+    states: dict[int, Bytes] = field(default_factory=dict)  # verified states at `state_block`, (1, object bytes)
+    tier: Tier | None = None
+    saw_gone: bool = False
+
+    @property
+    def rows_here(self) -> int:
+        return len(self.lineages)
+
+    def lineage(self, blocks: int) -> bytes:
+        return self.lineages[blocks - 1] if blocks else ROOT_LINEAGE
+
+
+class Wanted(NamedTuple):
+    """One Fetch: rows [first, end) of the sequence, then the states at the end of its last block."""
+
+    first: int
+    end: int
+    states: tuple[int, ...]  # groups
+    required: int | None  # the group without which there is no resuming
+
+
+def new_load(hashed: HashedTokens, blocks: int, object_bytes: int, pool: BufferPool) -> Load:
+    flat = pool.take(blocks * object_bytes)
+    return Load(hashed, flat.reshape(blocks, object_bytes), flat.data)
+
+
+class Receiver:
+    """Takes the frames of one Fetch; raises Gone at the first required object that is missing or wrong."""
+
+    def __init__(self, load: Load, wanted: Wanted, base: int, layout: ModelLayout, pool: BufferPool) -> None:
+        self._load, self._wanted, self._base = load, wanted, base  # base: block number of chain index 0
+        self._lengths = [group.nbytes for group in layout.groups]
+        sizes = [-(-self._lengths[group] // PAGE_BYTES) * PAGE_BYTES for group in wanted.states]
+        room = pool.take(sum(sizes)) if sizes else None
+        self._room: dict[int, Bytes] = {}
+        for index, group in enumerate(wanted.states):
+            assert room is not None
+            start = sum(sizes[:index])
+            self._room[group] = room[start : start + self._lengths[group]]
+        self._starts: deque[tuple[pb.ObjectStart, memoryview]] = deque()
+        self._filled = 0
+
+    def feed(self, frame: FetchFrame) -> None:
+        """Raises Gone, and InvalidInput for a stream that no daemon would send."""
+        for start in frame.objects:
+            self._begin(start)
+        data, position = frame.data, 0
+        while position < len(data):
+            if not self._starts:
+                raise InvalidInput("the stream carries bytes of no object")
+            start, target = self._starts[0]
+            take = min(len(data) - position, len(target) - self._filled)
+            target[self._filled : self._filled + take] = data[position : position + take]
+            position += take
+            self._filled += take
+            if self._filled == len(target):
+                self._starts.popleft()
+                self._filled = 0
+                self._finish(start, target)
+
+    def _begin(self, start: pb.ObjectStart) -> None:
+        block, group = start.name.block + self._base, start.name.group
+        if start.status == pb.FETCH_STATUS_MISSING:
+            if group in (0, self._wanted.required):
+                raise Gone
+            return
+        if group >= len(self._lengths) or start.length != self._lengths[group]:
+            raise InvalidInput(f"the stream announces an object of group {group} with {start.length} bytes")
+        if group == 0 and self._wanted.first <= block < self._wanted.end:
+            length = self._lengths[0]
+            target = self._load.rows_bytes[block * length : (block + 1) * length]
+        elif group in self._room and block == self._wanted.end - 1:
+            target = self._room[group].data
+        else:
+            raise InvalidInput(f"the stream carries block {block} of group {group}, which was not asked for")
+        self._starts.append((start, target))
+
+    def _finish(self, start: pb.ObjectStart, target: memoryview) -> None:
+        block, group = start.name.block + self._base, start.name.group
+        load = self._load
+        key = BlockKey(load.hashed.position(block + 1), group)
+        content = content_checksum((target,))
+        if seal(key, start.generation, start.length, content) != start.seal:
+            raise Gone(corrupt=key)
+        if group:
+            load.states[group] = self._room[group].reshape(1, -1)
+        elif block == load.rows_here:
+            load.lineages.append(child_lineage(load.lineage(block), content))
+        else:
+            raise InvalidInput(f"the stream carries rows of block {block} where {load.rows_here} comes next")
+        load.tier = coldest((load.tier, TIER.to_core(start.tier)))
+
+
+def coldest(tiers: Sequence[Tier | None]) -> Tier | None:
+    known = [tier for tier in tiers if tier is not None]
+    return max(known, key=_TEMPERATURE.index, default=None)
+
+
+def batches(first: int, end: int, states: tuple[int, ...], required: int | None, limit: int) -> Iterator[Wanted]:
+    """The Fetches that bring rows [first, end) and the states at the end of block `end` - 1, each within the limit."""
+    while end - first + len(states) > limit:
+        middle = first + limit - len(states)
+        yield Wanted(first, middle, (), None)
+        first = middle
+    yield Wanted(first, end, states, required)

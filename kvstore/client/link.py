@@ -1,0 +1,208 @@
+"""The client's link to one daemon: who we are there (the session), whether it answers (the breaker), each call made.
+
+Everything that can go wrong with a call leaves here as StoreUnavailable, counted by name, or as HelloAgain, which
+`with_session` settles by itself. Any thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Generator
+from typing import NamedTuple, TypeVar
+
+import grpc
+
+from kvstore.client.breaker import Breaker
+from kvstore.client.channel import Calls, Unary, open_channel
+from kvstore.client.counters import Counters
+from kvstore.client.settings import Timeouts
+from kvstore.core.errors import HelloAgain, InvalidInput, KVStoreError, LayoutMismatch, OtherBootEpoch, StoreUnavailable
+from kvstore.core.fingerprint import fingerprint
+from kvstore.core.layout import ModelLayout
+from kvstore.rpc.convert import hash_from_wire
+from kvstore.rpc.generated import kvstore_pb2 as pb
+from kvstore.rpc.layouts import layout_to_wire
+from kvstore.rpc.limits import MAX_BATCH_BLOCKS, MAX_CHUNK_BYTES
+from kvstore.rpc.status import error_of
+from kvstore.rpc.wire import FetchFrame, parse_fetch
+
+log = logging.getLogger("kvstore.client")
+
+Answer = TypeVar("Answer")
+Request = TypeVar("Request")
+
+
+class Session(NamedTuple):
+    """What Hello answered. Another boot epoch or root makes another session."""
+
+    namespace: bytes
+    root: bytes
+    boot_epoch: int
+    chunk_bytes: int
+    batch_blocks: int
+
+
+class Link:
+    """One channel with its breaker and session."""
+
+    def __init__(
+        self,
+        address: str,
+        layout: ModelLayout,
+        timeouts: Timeouts,
+        counters: Counters,
+        *,
+        existing_only: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.worker_id = os.urandom(16)
+        self.breaker = Breaker(clock)
+        self.counters = counters
+        self.on_away: Callable[[], None] = lambda: None  # called when the breaker opens: somebody has to probe
+        self.refused: LayoutMismatch | None = None  # the daemon's answer to an `existing_only` Hello
+        self._address, self._timeouts, self._clock = address, timeouts, clock
+        self._channel = open_channel(address, timeouts)
+        self.calls = Calls(self._channel)
+        self._hello = pb.HelloRequest(
+            layout=layout_to_wire(layout),
+            fingerprint=fingerprint(layout),
+            worker_id=self.worker_id,
+            existing_only=existing_only,
+        )
+        self._session: Session | None = None
+        self._is_closed = False
+
+    @property
+    def is_connected(self) -> bool:
+        return self._session is not None and self.breaker.is_closed and not self._is_closed
+
+    @property
+    def session(self) -> Session:
+        """The session in use. Raises StoreUnavailable while there is none or the breaker refuses."""
+        session = self._session
+        if session is None or not self.breaker.is_closed or self._is_closed:
+            self.counters.add("refused_by_breaker")
+            raise StoreUnavailable(f"the store at {self._address} is away")
+        return session
+
+    def deadline(self, seconds: float) -> float:
+        return self._clock() + seconds
+
+    def left(self, deadline: float) -> float:
+        return deadline - self._clock()
+
+    def connect(self) -> None:
+        """Say Hello: at first, and as the breaker's probe. Its outcome is in `is_connected`, never raised."""
+        try:
+            self._session = self._say_hello(self.deadline(self._timeouts.connect_seconds))
+        except StoreUnavailable as error:
+            # a daemon that answers but will have nothing to do with us is as good as away
+            if self.breaker.failed():
+                self._away(error)
+            return
+        self.counters.add("connects")
+        if self.breaker.succeeded():
+            log.info("kvstore at %s is back", self._address)
+
+    def with_session(self, action: Callable[[Session], Answer], deadline: float) -> Answer:
+        """Run `action`; where the daemon has forgotten us or restarted, say Hello and run it once more."""
+        session = self.session
+        try:
+            return action(session)
+        except HelloAgain:
+            self.counters.add("hello_again")
+        if self._session is session:  # else another thread has just said it
+            self._session = self._say_hello(deadline)
+        try:
+            return action(self.session)
+        except HelloAgain as error:
+            raise StoreUnavailable(f"the store forgets its sessions: {error}") from error
+
+    def call(self, method: Unary[Request, Answer], request: Request, deadline: float) -> Answer:
+        """One call. Raises HelloAgain or StoreUnavailable, nothing else."""
+        try:
+            return method(request, timeout=self._checked_left(deadline))
+        except (grpc.RpcError, ValueError) as failure:
+            raise self.failure(failure) from failure
+
+    def fetch(self, request: pb.FetchRequest, deadline: float) -> Generator[FetchFrame, None, None]:
+        """The frames of one Fetch. Raises HelloAgain or StoreUnavailable while it is read."""
+        stream, is_silent = None, True
+        try:
+            stream = self.calls.fetch(request, timeout=self._checked_left(deadline))
+            for message in stream:
+                is_silent = False
+                yield parse_fetch(message)
+        except (grpc.RpcError, ValueError) as failure:
+            raise self.failure(failure, is_silent=is_silent) from failure
+        finally:
+            if stream is not None:
+                stream.cancel()  # the reader may have stopped early
+
+    def same_epoch(self, session: Session, boot_epoch: int) -> None:
+        """Raise OtherBootEpoch where an answer came from another run of the daemon than the session."""
+        if boot_epoch != session.boot_epoch:
+            raise OtherBootEpoch("the daemon has restarted")
+
+    def failure(self, failure: Exception, *, is_silent: bool = True) -> KVStoreError:
+        """Count a failed call, tell the breaker, and say what it means for the caller.
+
+        A stream that ran out of time while bytes came in (`is_silent` False) is a slow store and not a dead one.
+        """
+        if not isinstance(failure, grpc.RpcError):
+            # InvalidInput: an answer that fails its checks; ValueError of grpc: the channel is closed
+            self.counters.add("failed_malformed" if isinstance(failure, InvalidInput) else "failed_closed")
+            return StoreUnavailable(str(failure))
+        error = error_of(failure)
+        code = failure.code() if isinstance(failure, grpc.Call) else grpc.StatusCode.UNKNOWN
+        if isinstance(error, HelloAgain):
+            return error
+        if isinstance(error, StoreUnavailable):
+            self.counters.add(f"failed_{code.name.lower()}")
+            is_dead = code is grpc.StatusCode.UNAVAILABLE or (code is grpc.StatusCode.DEADLINE_EXCEEDED and is_silent)
+            if is_dead and self.breaker.failed():
+                self._away(error)
+            return error
+        if isinstance(error, LayoutMismatch):
+            self.refused = error
+        # The daemon refuses what we sent: a bug, or another version. The worker must not suffer for it.
+        self.counters.add("failed_rejected")
+        log.warning("kvstore at %s refused a call: %s", self._address, error)
+        return StoreUnavailable(str(error))
+
+    def close(self) -> None:
+        """Ends calls in flight at once."""
+        self._is_closed = True
+        self._channel.close()
+
+    def _away(self, error: KVStoreError) -> None:
+        self.counters.add("breaker_opened")
+        log.warning("kvstore at %s: %s; going on without it", self._address, error)
+        self.on_away()
+
+    def _checked_left(self, deadline: float) -> float:
+        seconds = self.left(deadline)
+        if seconds <= 0:
+            self.counters.add("failed_out_of_time")
+            raise StoreUnavailable("no time left for the call")
+        return seconds
+
+    def _say_hello(self, deadline: float) -> Session:
+        try:
+            answer = self.call(self.calls.hello, self._hello, deadline)
+            return _session_from_wire(answer)
+        except (HelloAgain, InvalidInput) as error:
+            self.counters.add("failed_malformed")
+            raise StoreUnavailable(f"its Hello makes no sense: {error}") from error
+
+
+def _session_from_wire(answer: pb.HelloResponse) -> Session:
+    return Session(
+        namespace=hash_from_wire(answer.namespace_id, "namespace_id"),
+        root=hash_from_wire(answer.root, "root"),
+        boot_epoch=answer.boot_epoch,
+        chunk_bytes=min(answer.max_chunk_bytes or MAX_CHUNK_BYTES, MAX_CHUNK_BYTES),
+        batch_blocks=min(answer.max_batch_blocks or MAX_BATCH_BLOCKS, MAX_BATCH_BLOCKS),
+    )

@@ -1,0 +1,128 @@
+"""One question to the store: hash, ask (the tail of a known sequence, or in parts), check the answer. Any thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kvstore.client.hashing import HashedTokens, Hasher
+from kvstore.client.lineages import Lineages
+from kvstore.client.link import Link, Session
+from kvstore.client.match import Asked, ClientMatch, Lease
+from kvstore.core.errors import InvalidInput, StoreUnavailable
+from kvstore.core.layout import ModelLayout
+from kvstore.core.match import Match, MissReason, Plan, PlanKind
+from kvstore.rpc.convert import chain_to_wire, hints_to_wire
+from kvstore.rpc.generated import kvstore_pb2 as pb
+from kvstore.rpc.matches import match_from_wire
+
+# A chain of fewer blocks is sent whole: 2 KiB of hashes cost nothing, a refused tail costs a second call.
+TAIL_MIN_BLOCKS = 64
+
+
+class Lookups:
+    """Finds matches for one layout over one link."""
+
+    def __init__(
+        self,
+        link: Link,
+        hasher: Hasher,
+        lineages: Lineages,
+        layout: ModelLayout,
+        *,
+        can_replay: bool,
+        worker_flops: float | None,
+        release: Callable[[int, int], None],
+    ) -> None:
+        self._link, self._hasher, self._lineages, self._layout = link, hasher, lineages, layout
+        self._can_replay, self._worker_flops, self._release = can_replay, worker_flops, release
+
+    def find(self, asked: Asked, deadline: float) -> ClientMatch:
+        """The store's match for these tokens. Raises StoreUnavailable."""
+        return self._link.with_session(lambda session: self._find(session, asked, deadline), deadline)
+
+    def _find(self, session: Session, asked: Asked, deadline: float) -> ClientMatch:
+        hashed = self._hasher.hashed(session.root, asked.tokens, asked.extras)
+        first = hashed.resumable_blocks - 1 if hashed.resumable_blocks > TAIL_MIN_BLOCKS else 0
+        best = self._ask_in_parts(session, hashed, first, asked, deadline)
+        if first and best.plan.kind is PlanKind.COLD:
+            # what was resumable is gone, or only something shallower is left: the tail cannot tell
+            self._link.counters.add("lookup_tails_refused")
+            best.release()
+            best = self._ask_in_parts(session, hashed, 0, asked, deadline)
+        hashed.resumable_blocks = best.plan.tokens // self._layout.block_tokens
+        if best.plan.tokens:
+            self._lineages.note_if_new(hashed.position(hashed.resumable_blocks), best.found.lineage)
+        return best
+
+    def _ask_in_parts(
+        self, session: Session, hashed: HashedTokens, first: int, asked: Asked, deadline: float
+    ) -> ClientMatch:
+        """A chain longer than the daemon's batch limit is asked for part by part, while all of a part is there."""
+        end = min(first + session.batch_blocks, hashed.blocks)
+        best = self._ask(session, hashed, first, end, asked, deadline)
+        while end < hashed.blocks and best.rows_tokens >= end * self._layout.block_tokens:
+            self._link.counters.add("lookup_parts")
+            first, end = end, min(end + session.batch_blocks, hashed.blocks)
+            deeper = self._ask(session, hashed, first, end, asked, deadline)
+            if deeper.reason is MissReason.PARENT_UNKNOWN:
+                deeper.release()
+                break
+            worse = best if deeper.plan.tokens >= best.plan.tokens else deeper
+            best = deeper if worse is best else best
+            worse.release()
+            if worse is deeper:
+                break
+        return best
+
+    def _ask(
+        self, session: Session, hashed: HashedTokens, first: int, end: int, asked: Asked, deadline: float
+    ) -> ClientMatch:
+        request = pb.LookupRequest(
+            namespace_id=session.namespace,
+            worker_id=self._link.worker_id,
+            chain=chain_to_wire(hashed.chain(first, end)),
+            prompt_tokens=len(asked.tokens),
+            hints=hints_to_wire(asked.hints),
+            can_replay=self._can_replay,
+            worker_flops=self._worker_flops,
+        )
+        answer = self._link.call(self._link.calls.lookup, request, deadline)
+        self._link.same_epoch(session, answer.boot_epoch)
+        try:
+            found = match_from_wire(answer)
+            self._check(found, hashed, len(asked.tokens))
+        except InvalidInput as error:
+            raise self._link.failure(error) from error
+        if first:
+            self._link.counters.add("lookup_tails")
+        return ClientMatch(asked, found, hashed, Lease(found.lease, answer.boot_epoch, self._release))
+
+    def _check(self, found: Match, hashed: HashedTokens, prompt_tokens: int) -> None:
+        """Raise InvalidInput for a match that this prompt cannot have."""
+        plans = [found.plan] if found.replay is None else [found.plan, found.replay]
+        boundaries = [point.tokens for point in found.resume_points] + [plan.tokens for plan in plans]
+        for tokens in boundaries:
+            if tokens % self._layout.block_tokens or tokens > min(found.rows_tokens, prompt_tokens - 1):
+                raise InvalidInput(f"the match resumes at {tokens} of {prompt_tokens} tokens, which cannot be")
+        if found.rows_tokens > hashed.blocks * self._layout.block_tokens:
+            raise InvalidInput(f"the match has rows of {found.rows_tokens} tokens, more than were asked for")
+
+
+def cut_plan(layout: ModelLayout, tokens: int, *, can_replay: bool) -> Plan | None:
+    """What rows of `tokens` tokens alone allow, without asking the store: a resume, a replay, or None for nothing."""
+    tokens -= tokens % layout.resume_alignment
+    if tokens <= 0:
+        return None
+    if layout.state_group is None:
+        return Plan(PlanKind.RESUME, tokens, tokens, 0, None, None, None)
+    replay = layout.replay_tokens
+    if not can_replay or replay is None or tokens <= replay:
+        return None
+    return Plan(PlanKind.REPLAY, tokens, tokens - replay, 0, None, None, None)
+
+
+def require_store(match: ClientMatch) -> HashedTokens:
+    """The hashes of a match that came from a store; a match without one raises StoreUnavailable."""
+    if match.hashed is None:
+        raise StoreUnavailable("this match did not come from a store")
+    return match.hashed

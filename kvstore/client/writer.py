@@ -1,0 +1,168 @@
+"""The client's one thread: uploads puts, releases leases, probes a store that is away.
+
+The worker hands over and goes on. The queue is bounded in bytes and in jobs; what does not fit is shed and counted,
+because holding a worker back for the sake of a cache would be worse than forgetting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from threading import Condition, Event, Thread
+
+from kvstore.client.link import Link
+from kvstore.client.putting import PutJob
+from kvstore.client.settings import Bounds, Timeouts
+from kvstore.client.uploads import HOLD_SECONDS, Uploads
+from kvstore.core.errors import HelloAgain, StoreUnavailable
+from kvstore.rpc.generated import kvstore_pb2 as pb
+from kvstore.rpc.limits import MAX_RELEASES
+
+log = logging.getLogger("kvstore.client")
+
+RELEASE_LINGER_SECONDS = 0.02  # releases of matches that end together go out as one call (0.65 ms of CPU each)
+MAX_QUEUED_RELEASES = 65_536  # beyond it leases are left to expire
+
+
+@dataclass(slots=True)
+class FlushMark:
+    """A place in the queue: done when everything before it is."""
+
+    durable: bool
+    deadline: float
+    done: Event = field(default_factory=Event)
+    ok: bool = False
+
+
+class Writer:
+    """A daemon thread named `kvstore-client` and its queue."""
+
+    def __init__(self, link: Link, bounds: Bounds, timeouts: Timeouts) -> None:
+        self._link, self._bounds, self._timeouts = link, bounds, timeouts
+        self._uploads = Uploads(link, timeouts.put_seconds)
+        self._wake = Condition()
+        self._queue: deque[PutJob | FlushMark] = deque()
+        self._queued_bytes = 0
+        self._queued_jobs = 0
+        self._releases: deque[tuple[int, int]] = deque(maxlen=MAX_QUEUED_RELEASES)
+        self._stop_at: float | None = None  # set by close(); the queue may drain until then
+        link.on_away = self._notify
+        self._thread = Thread(target=self._run, name="kvstore-client", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def has_room(self, nbytes: int) -> bool:
+        """Whether a job of this size would be taken now: asked before its bytes are copied."""
+        with self._wake:
+            return (
+                self._stop_at is None
+                and self._queued_jobs < self._bounds.queue_jobs
+                and self._queued_bytes + nbytes <= self._bounds.queue_bytes
+            )
+
+    def offer(self, job: PutJob) -> bool:
+        """Take the job; False where the queue filled up meanwhile."""
+        with self._wake:
+            if not self.has_room(job.nbytes):
+                return False
+            self._queue.append(job)
+            self._queued_jobs += 1
+            self._queued_bytes += job.nbytes
+            self._wake.notify()
+            return True
+
+    def release(self, lease: int, boot_epoch: int) -> None:
+        with self._wake:
+            self._releases.append((lease, boot_epoch))
+            if len(self._releases) == 1:
+                self._wake.notify()
+
+    def flush(self, timeout: float, durable: bool) -> bool:
+        mark = FlushMark(durable, time.monotonic() + timeout)
+        with self._wake:
+            if self._stop_at is not None:
+                return False
+            self._queue.append(mark)
+            self._wake.notify()
+        return mark.done.wait(timeout) and mark.ok
+
+    def close(self, seconds: float) -> None:
+        """Let the queue drain for at most so long, then end what is in flight and the thread."""
+        with self._wake:
+            if self._stop_at is None:
+                self._stop_at = time.monotonic() + seconds
+            self._wake.notify()
+        self._thread.join(seconds)
+        self._link.close()  # calls in flight fail at once
+        self._thread.join(1.0)
+
+    def _notify(self) -> None:
+        with self._wake:
+            self._wake.notify()
+
+    def _run(self) -> None:
+        while True:
+            job = self._next()
+            try:
+                self._tend()
+                if isinstance(job, PutJob):
+                    self._uploads.upload(job)
+                elif isinstance(job, FlushMark):
+                    job.ok = self._uploads.flush(job.durable, job.deadline)
+                elif self._is_over():
+                    return
+            except Exception:
+                self._link.counters.add("client_thread_errors")
+                log.exception("kvstore client thread: a %s was given up", type(job).__name__)
+            finally:
+                if isinstance(job, FlushMark):
+                    job.done.set()
+                elif isinstance(job, PutJob):
+                    with self._wake:
+                        self._queued_jobs -= 1
+                        self._queued_bytes -= job.nbytes
+
+    def _next(self) -> PutJob | FlushMark | None:
+        """The next job; None when there is other work to tend to, or the end has come."""
+        with self._wake:
+            if not self._queue and self._stop_at is None:
+                self._wake.wait(self._idle_seconds())
+            if self._is_over():
+                return None
+            return self._queue.popleft() if self._queue else None
+
+    def _idle_seconds(self) -> float | None:
+        """How long nothing is due; None: until woken."""
+        if self._releases:
+            return RELEASE_LINGER_SECONDS
+        due = [self._link.breaker.seconds_to_probe()]
+        if self._uploads.has_open_reservations:
+            due.append(HOLD_SECONDS)
+        return min((seconds for seconds in due if seconds is not None), default=None)
+
+    def _tend(self) -> None:
+        if self._link.breaker.probe_due():
+            self._link.connect()
+        self._send_releases()
+        self._uploads.commit_old(all_of_them=self._stop_at is not None and not self._queue)
+
+    def _send_releases(self) -> None:
+        with self._wake:
+            releases = list(self._releases)
+            self._releases.clear()
+        with contextlib.suppress(StoreUnavailable, HelloAgain):  # leases that nobody releases expire
+            session = self._link.session if releases else None
+            while releases and session is not None:
+                part, releases = releases[:MAX_RELEASES], releases[MAX_RELEASES:]
+                leases = [lease for lease, boot_epoch in part if boot_epoch == session.boot_epoch]
+                request = pb.ReleaseRequest(boot_epoch=session.boot_epoch, leases=leases)
+                self._link.call(self._link.calls.release, request, self._link.deadline(self._timeouts.control_seconds))
+
+    def _is_over(self) -> bool:
+        if self._stop_at is None:
+            return False
+        return not (self._queue or self._releases) or time.monotonic() >= self._stop_at
