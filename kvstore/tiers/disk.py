@@ -35,6 +35,7 @@ class DiskTier:
         self.folder = folder
         self.segment_pages = segment_pages
         self.segment_count = segment_count
+        self.slot_pages: dict[int, int] = {}  # of each segment that is assigned
         self.bad_segments: set[int] = set()  # fdatasync failed once: what lies there is unknown until a restart
         self._lock = lock
         self._files: dict[int, int] = {}  # segment -> file descriptor
@@ -61,6 +62,7 @@ class DiskTier:
                 )
             tier = cls(folder, lock, segment_pages, segment_count)
             tier.recovered, tier.manifest = recover(folder, segment_pages, segment_count)
+            tier.slot_pages |= tier.recovered.slot_pages
         except BaseException:
             os.close(lock)
             raise
@@ -73,6 +75,7 @@ class DiskTier:
         """
         assert 0 <= segment < self.segment_count and 0 < slot_pages < self.segment_pages
         self._refuse_bad(segment)
+        self.slot_pages.pop(segment, None)
         header = SegmentHeader(segment, self.segment_pages, slot_pages, time.time())
         try:
             fd = self._create(segment)
@@ -80,13 +83,18 @@ class DiskTier:
         except OSError as error:
             raise _fault("prepare", segment, error) from error
         self.sync([segment])
+        self.slot_pages[segment] = slot_pages
 
     def write(self, page: int, buffers: Sequence[Buffer]) -> None:
-        """Write a frame at the slot that starts at this page. Not durable before `sync`. TierFault."""
+        """Write a frame into the slot that starts at this page. Durable after `sync`. TierFault."""
         segment, start = divmod(page, self.segment_pages)
-        pages = -(-sum(memoryview(buffer).nbytes for buffer in buffers) // PAGE_BYTES)
-        assert start > 0 and start + pages <= self.segment_pages, "a slot lies behind the header page of its segment"
         self._refuse_bad(segment)
+        nbytes = sum(memoryview(buffer).nbytes for buffer in buffers)
+        slot_pages = self.slot_pages[segment]
+        assert start % slot_pages == 1 % slot_pages and 0 < start <= self.segment_pages - slot_pages, (
+            "a slot starts here"
+        )
+        assert nbytes <= slot_pages * PAGE_BYTES, "a frame fits its slot"
         try:
             segments.write_all(self._file(segment), buffers, start * PAGE_BYTES)
         except OSError as error:
