@@ -87,6 +87,11 @@ class Daemon:
         self._ticker = threading.Thread(target=self._tick, args=(store,), name="kvstore-tick", daemon=True)
         self._ticker.start()
 
+    @property
+    def store(self) -> Store:
+        assert self._store is not None, "the daemon was not started"
+        return self._store
+
     def stop(self, drain_seconds: float) -> None:
         """Refuse new calls, let those in flight end within `drain_seconds`, then close the store. Once is enough."""
         store, self._store = self._store, None

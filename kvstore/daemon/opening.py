@@ -1,0 +1,39 @@
+"""From a config to a serving daemon: address first, then the secret, then the store. Main thread."""
+
+from __future__ import annotations
+
+import gc
+
+from kvstore.codec.lossless import Codec
+from kvstore.config import Config
+from kvstore.daemon.secret import load_secret
+from kvstore.daemon.server import Daemon
+from kvstore.store.settings import StoreConfig
+from kvstore.store.store import Store
+
+
+def open_daemon(config: Config) -> Daemon:
+    """Raises OperatorError or ConfigError with one sentence, and then holds nothing."""
+    daemon = Daemon(config)
+    try:
+        daemon.start(open_store(config))
+    except BaseException:
+        daemon.stop(0.0)
+        raise
+    gc.freeze()  # what was loaded stays; without this every full collection walks the whole index
+    return daemon
+
+
+def open_store(config: Config) -> Store:
+    folder = config.disk.folder if config.disk is not None else None
+    return Store.open(
+        StoreConfig(
+            host_bytes=config.host.bytes,
+            secret=load_secret(config.secret_file, folder),
+            disk=folder,
+            disk_bytes=config.disk.bytes if config.disk is not None else 0,
+            placement=config.match.placement,
+            codec=Codec[config.disk.codec.upper()] if config.disk is not None else Codec.RAW,
+            lease_seconds=config.match.lease_seconds,
+        )
+    )
