@@ -17,7 +17,6 @@ WARM_SECONDS = 120.0  # four workers import torch and transformers on what may b
 ANSWER_SECONDS = 120.0
 STOP_SECONDS = 20.0
 _HOST_BYTES, _DISK_BYTES = "64MiB", "256MiB"
-_SERVE = "import sys; from kvstore.cli.main import main; sys.argv[0] = 'kvstore'; main()"
 
 
 class DemoFailed(Exception):
@@ -49,7 +48,7 @@ class DaemonProcess:
         self._started = time.perf_counter()
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _SERVE, "serve", *flags],
+                [sys.executable, "-m", "kvstore.cli.main", "serve", *flags],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from engine_memory_store import MemoryStore
 
-from kvstore.core.match import PlanKind, Snapshots
+from kvstore.core.keys import Tier
+from kvstore.core.match import Plan, PlanKind, Snapshots
 from kvstore.engines.transformers import Worker, build_demo_model, demo_layout
 
 NO_STATES = Snapshots()
@@ -47,6 +48,16 @@ def test_replay_one_block_shorter_does_not(precise, rows_only, tokens):
     run = precise.run(tokens[:770], 4, short)
     assert run.plan is PlanKind.REPLAY and run.recomputed_tokens == 2 + 256
     assert not torch.equal(run.logits, precise.run(tokens[:770], 4).logits)
+
+
+@pytest.mark.parametrize(("boundary", "compute_from"), [(384, 0), (256, 0), (512, 128), (896, 512)])
+def test_replay_to_any_boundary_is_exact(precise, rows_only, same, tokens, boundary, compute_from):
+    cut = Plan(PlanKind.REPLAY, boundary, compute_from, 0, Tier.DISK, None, None)
+    store = MemoryStore(precise.layout, snapshots=NO_STATES, rows=dict(rows_only.rows), cut_to=cut)
+    run = precise.run(tokens[:1000], 2, store)
+    assert (run.resumed_tokens, run.recomputed_tokens) == (boundary, 1000 - compute_from)
+    same(run, precise.run(tokens[:1000], 2))
+    assert not store.disagreements
 
 
 def test_rebuilt_states_are_the_cold_ones_and_rows_go_on_from_them(precise, rows_only, tokens, suffix):
