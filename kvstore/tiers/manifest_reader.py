@@ -30,6 +30,7 @@ def main(path: str) -> None:
     names = {code: environment.open_db(name, create=False) for code, name in DATABASES}
     with environment.begin(buffers=True) as transaction:
         for code, database in names.items():
+            first = count
             for key, value in transaction.cursor(database):
                 output += RECORD.pack(code, len(key), len(value))
                 output += key
@@ -38,6 +39,8 @@ def main(path: str) -> None:
                 if len(output) >= FLUSH_BYTES:
                     sys.stdout.buffer.write(output)
                     output.clear()
+            if count - first != transaction.stat(database)["entries"]:
+                sys.exit("a damaged page hides records")
     output += RECORD.pack(END, 0, COUNT.size) + COUNT.pack(count)
     sys.stdout.buffer.write(output)
     sys.stdout.buffer.flush()
