@@ -80,7 +80,7 @@ class Fetcher:
             return first == end and not states
         try:
             session = self._link.session
-            limit = min(session.batch_blocks, MAX_OBJECTS) - 1
+            limit = min(session.batch_blocks, MAX_OBJECTS)
             for wanted in batches(first, end, states, required, limit):
                 self._stream(session, lease.id, lease.boot_epoch, load, wanted, deadline)
         except Gone as gone:
@@ -88,7 +88,10 @@ class Fetcher:
             self._link.counters.add("fetch_corrupt" if gone.corrupt else "fetch_missing")
             if gone.corrupt is not None:
                 self._report(gone.corrupt)
-        except (StoreUnavailable, HelloAgain):
+        except HelloAgain:
+            load.saw_gone = True  # the daemon has restarted: the lease is void, the objects may still be there
+            self._link.counters.add("fetch_lease_void")
+        except StoreUnavailable:
             self._link.counters.add("fetch_cut_off")
         return load.rows_here >= end and (required is None or required in load.states)
 
@@ -119,6 +122,8 @@ class Fetcher:
         block_tokens = self._layout.block_tokens
         # Something is gone: the store may have another copy or a shallower point. Too slow: only what is here counts.
         blocks = len(load.rows) if load.saw_gone else load.rows_here
+        if not blocks:
+            return None
         prompt = match.tokens[: blocks * block_tokens + 1]
         self._link.counters.add("fetch_second_tries")
         again: ClientMatch | None = None

@@ -10,7 +10,7 @@ from kvstore.client.link import Link, Session
 from kvstore.client.match import Asked, ClientMatch, Lease
 from kvstore.core.errors import InvalidInput, StoreUnavailable
 from kvstore.core.layout import ModelLayout
-from kvstore.core.match import Match, MissReason, Plan, PlanKind
+from kvstore.core.match import Match, Plan, PlanKind
 from kvstore.rpc.convert import chain_to_wire, hints_to_wire
 from kvstore.rpc.generated import kvstore_pb2 as pb
 from kvstore.rpc.matches import match_from_wire
@@ -59,19 +59,14 @@ class Lookups:
     ) -> ClientMatch:
         """A chain longer than the daemon's batch limit is asked for part by part, while all of a part is there."""
         end = min(first + session.batch_blocks, hashed.blocks)
-        best = self._ask(session, hashed, first, end, asked, deadline)
-        while end < hashed.blocks and best.rows_tokens >= end * self._layout.block_tokens:
+        best = latest = self._ask(session, hashed, first, end, asked, deadline)
+        while end < hashed.blocks and latest.rows_tokens >= end * self._layout.block_tokens:
             self._link.counters.add("lookup_parts")
             first, end = end, min(end + session.batch_blocks, hashed.blocks)
-            deeper = self._ask(session, hashed, first, end, asked, deadline)
-            if deeper.reason is MissReason.PARENT_UNKNOWN:
-                deeper.release()
-                break
-            worse = best if deeper.plan.tokens >= best.plan.tokens else deeper
-            best = deeper if worse is best else best
+            latest = self._ask(session, hashed, first, end, asked, deadline)
+            # a part may have whole rows and no state, and a later one a state again
+            worse, best = sorted((best, latest), key=lambda match: (match.plan.tokens, match.rows_tokens))
             worse.release()
-            if worse is deeper:
-                break
         return best
 
     def _ask(

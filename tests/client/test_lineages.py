@@ -1,0 +1,46 @@
+"""The book of lineages says only what is certain."""
+
+from __future__ import annotations
+
+from kvstore.client.lineages import Lineages
+from kvstore.core.lineage import ROOT_LINEAGE
+
+ROOT, ONE, TWO = bytes(32), b"1" * 32, b"2" * 32
+LEFT, RIGHT = b"l" * 16, b"r" * 16
+
+
+def test_the_root_is_always_known():
+    assert Lineages(2).under(ROOT, ROOT) == ROOT_LINEAGE
+
+
+def test_what_was_noted_is_known():
+    book = Lineages(10)
+    book.note(ONE + TWO, LEFT + RIGHT)
+    assert book.under(ONE, ROOT) == LEFT and book.under(TWO, ROOT) == RIGHT
+    assert book.under(b"3" * 32, ROOT) is None
+
+
+def test_two_lineages_at_one_position_are_no_answer():
+    book = Lineages(10)
+    book.note(ONE, LEFT)
+    book.note(ONE, RIGHT)
+    assert book.under(ONE, ROOT) is None
+    book.note(ONE, RIGHT)
+    assert book.under(ONE, ROOT) is None
+
+
+def test_a_lookup_does_not_overrule_what_was_computed():
+    book = Lineages(10)
+    book.note(ONE, LEFT)
+    book.note_if_new(ONE, RIGHT)
+    book.note_if_new(TWO, RIGHT)
+    assert book.under(ONE, ROOT) == LEFT and book.under(TWO, ROOT) == RIGHT
+
+
+def test_the_book_is_bounded_and_forgets_the_least_used():
+    book = Lineages(2)
+    book.note(ONE, LEFT)
+    book.note(TWO, LEFT)
+    book.under(ONE, ROOT)
+    book.note(b"3" * 32, LEFT)
+    assert book.under(ONE, ROOT) == LEFT and book.under(TWO, ROOT) is None
