@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 
 from kvstore.daemon.calls import Calls
-from kvstore.daemon.storage import NamespaceState, Store, TierState
 from kvstore.rpc.enums import TIER
 from kvstore.rpc.generated import admin_pb2 as pb
+from kvstore.store.objects import NamespaceState, TierState
+from kvstore.store.store import Store
 
 
 class AdminService:

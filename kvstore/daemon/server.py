@@ -26,10 +26,10 @@ from kvstore.daemon.address import Address, SocketHold, parse_listen
 from kvstore.daemon.admin import AdminService
 from kvstore.daemon.calls import Calls, Gate, parsed
 from kvstore.daemon.service import KVStoreService
-from kvstore.daemon.storage import Store
 from kvstore.rpc.generated.kvstore_pb2 import FetchRequest
 from kvstore.rpc.limits import MAX_MESSAGE_BYTES
 from kvstore.rpc.methods import ADMIN_SERVICE, KVSTORE_SERVICE, METHODS, Method
+from kvstore.store.store import Store
 
 log = logging.getLogger("kvstore.daemon")
 

@@ -8,7 +8,6 @@ from kvstore.core.errors import InvalidInput, LayoutMismatch, OtherBootEpoch, Un
 from kvstore.core.fingerprint import fingerprint
 from kvstore.core.keys import BlockKey
 from kvstore.daemon import streams
-from kvstore.daemon.storage import Namespace, Store
 from kvstore.rpc import convert
 from kvstore.rpc.enums import DURABILITY, RESERVE_STATUS, SESSION_EVENT
 from kvstore.rpc.generated import kvstore_pb2 as pb
@@ -21,6 +20,8 @@ from kvstore.rpc.limits import (
     MAX_RELEASES,
 )
 from kvstore.rpc.matches import match_to_wire
+from kvstore.store.objects import OpenedNamespace
+from kvstore.store.store import Store
 
 TENANT = "default"  # who may open the socket is one tenant
 
@@ -148,12 +149,12 @@ class KVStoreService:
         pin = self._store.pin(namespace.id, chain, ttl_seconds)
         if pin is None:
             return pb.PinResponse()
-        return pb.PinResponse(pin=pin.id, pinned_tokens=pin.tokens, pinned_bytes=pin.nbytes)
+        return pb.PinResponse(pin=pin.number, pinned_tokens=pin.tokens, pinned_bytes=pin.nbytes)
 
     def unpin(self, request: pb.UnpinRequest, deadline: float) -> pb.UnpinResponse:
         return pb.UnpinResponse(unpinned=self._store.unpin(request.pin))
 
-    def _known(self, namespace_id: bytes) -> Namespace:
+    def _known(self, namespace_id: bytes) -> OpenedNamespace:
         namespace = self._store.namespace(convert.hash_from_wire(namespace_id, "namespace_id"))
         if namespace is None:
             raise UnknownNamespace("this namespace is not open in the daemon: say Hello with its layout first")

@@ -18,11 +18,12 @@ from kvstore.core.errors import InvalidInput, OtherBootEpoch, StoreUnavailable
 from kvstore.core.keys import BlockKey, Chain
 from kvstore.core.layout import ModelLayout
 from kvstore.core.reserve import ObjectSpec, PutStatus
-from kvstore.daemon.storage import Namespace, OpenObject, Store
 from kvstore.rpc import convert, wire
 from kvstore.rpc.enums import PUT_STATUS, TIER
 from kvstore.rpc.generated import kvstore_pb2 as pb
 from kvstore.rpc.limits import MAX_CHUNK_BYTES, MAX_OBJECTS
+from kvstore.store.objects import OpenedNamespace, OpenObject
+from kvstore.store.store import Store
 
 MAX_STARTS = 1024  # objects named in one message; a missing object has no bytes that would fill it
 MAX_RESERVATIONS = 4096  # remembered at once; the uploads of forgotten ones are answered DROPPED
@@ -147,7 +148,7 @@ def put(
     store: Store,
     messages: Iterator[bytes],
     lengths: ReservedLengths,
-    known: Callable[[bytes], Namespace],
+    known: Callable[[bytes], OpenedNamespace],
     deadline: float,
 ) -> pb.PutResponse:
     """Writes a Put stream into the arena. `known` raises UnknownNamespace for a namespace id that is not open."""
@@ -175,8 +176,12 @@ def put(
             stream.skip(sizes[index])
             statuses.append(PutStatus.DROPPED)
             continue
-        for piece in target:
-            stream.read_into(piece)
+        try:
+            for piece in target:
+                stream.read_into(piece)
+        except BaseException:  # the stream broke off: its room must not wait for the reservation's end
+            store.abandon_object(header.reservation, index)
+            raise
         statuses.append(store.finish_object(header.reservation, index))
     stream.check_at_end()
     return pb.PutResponse(statuses=[PUT_STATUS.to_wire(status) for status in statuses])

@@ -119,7 +119,7 @@ def test_a_folder_held_by_another_daemon_is_said(serve, tmp_path):
     disk = ("--disk", f"{tmp_path}/segments", "--disk-bytes", "64MiB")
     serve(*disk)
     said = _refused("serve", "--host-bytes", "64MiB", "--listen", f"unix:{tmp_path}/two.sock", *disk)
-    assert "another daemon" in said
+    assert "is held by process" in said
     assert not (tmp_path / "two.sock").exists()
 
 

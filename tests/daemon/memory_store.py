@@ -114,6 +114,9 @@ class MemoryStore:
         self.objects[key] = body
         return PutStatus.STORED
 
+    def abandon_object(self, reservation, index):
+        self.log.append(("abandoned", index))
+
     def commit(self, reservation, durable, deadline):
         self.log.append(("commit", durable, deadline - time.monotonic()))
         kept = self.reservations.pop(reservation)
@@ -132,7 +135,7 @@ class MemoryStore:
         return chain.blocks, 99
 
     def pin(self, namespace_id, chain, ttl_seconds):
-        return SimpleNamespace(id=5, tokens=chain.blocks * 128, nbytes=10) if chain.blocks else None
+        return SimpleNamespace(number=5, tokens=chain.blocks * 128, nbytes=10) if chain.blocks else None
 
     def unpin(self, id):
         return id == 5

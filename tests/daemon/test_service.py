@@ -164,6 +164,13 @@ def test_an_upload_that_cannot_be_is_refused(peer, frames, says):
     assert isinstance(error, InvalidInput) and says in str(error)
 
 
+def test_an_upload_that_breaks_off_gives_its_room_back(peer, store):
+    reserved = peer.reserve(peer.chain(2), [body(0), body(1)])
+    frame = wire.frame_put(peer.header(reserved.reservation, [0, 1]), [body(0), b"abc"])
+    refusal(peer.put_raw, iter([frame]))
+    assert store.log[-1] == ("abandoned", 1)
+
+
 def test_an_unknown_namespace_asks_for_hello(peer):
     stranger = bytes(32)
     chain = peer.chain(1)
