@@ -19,6 +19,7 @@ class Copy(NamedTuple):
     source: Tier
     target: Tier
     source_slots: tuple[int, ...]
+    source_bytes: int  # raw bytes on the host, frame bytes on disk
     target_slots: tuple[int, ...]
 
 

@@ -78,6 +78,7 @@ class Planner:
         self._expiry: list[tuple[float, BlockKey, int]] = []
         self._sessions: dict[tuple[bytes, str], Node] = {}
         self._unwritten: dict[BlockKey, None] = {}  # on the host only, because a copy to disk failed
+        self.touched: set[BlockKey] = set()  # used since the shell last emptied it, to be remembered over restarts
 
     # -- space and namespaces -------------------------------------------------------------------
     def grow(self, tier: Tier, regions: int) -> None:
@@ -268,6 +269,17 @@ class Planner:
             return []
         self.counts.lost += 1
         return list(self._room.lose(entry, tier))
+
+    def retire(self, tier: Tier, region: int) -> list[Action]:
+        """A region's device failed or has no room: nothing lies there any more, and nothing will."""
+        space = self.spaces[tier]
+        actions: list[Action] = []
+        for key in sorted(set(space.regions[region].holders.values())):
+            entry = self._room.find(key)
+            if entry is not None and entry.is_ready(tier):
+                actions += self.corrupt(key, entry.facts.generation, tier, entry.last_used)
+        space.retire(region)
+        return actions
 
     def report(self, key: BlockKey, now: float) -> list[Action]:
         """A worker found an object wrong: drop all its copies."""
@@ -527,7 +539,7 @@ class Planner:
             slots = self._room.allocate(entry, Tier.HOST, namespace.name, namespace.slot_pages, count)
             disk.busy += 1
             self._room.attach(entry, Tier.HOST, Held(CopyStatus.INCOMING, slots, entry.facts.raw_bytes))
-            actions.append(Copy(entry.facts, Tier.DISK, Tier.HOST, disk.slots, slots))
+            actions.append(Copy(entry.facts, Tier.DISK, Tier.HOST, disk.slots, disk.nbytes, slots))
         return actions
 
     def _write_through(self, entry: Entry) -> list[Action]:
@@ -547,7 +559,7 @@ class Planner:
                 continue
             host.busy += 1
             self._room.attach(entry, Tier.DISK, Held(CopyStatus.INCOMING, (), 0))
-            actions.append(Copy(entry.facts, Tier.HOST, Tier.DISK, host.slots, ()))
+            actions.append(Copy(entry.facts, Tier.HOST, Tier.DISK, host.slots, host.nbytes, ()))
             if entry.is_rows:
                 waiting += [child.rows for child in reversed(node.children()) if child.rows is not None]
                 waiting += node.states
@@ -598,6 +610,7 @@ class Planner:
         if entry is None:
             return
         entry.last_used = max(entry.last_used, now)
+        self.touched.add(entry.facts.key)
         for tier, held in entry.copies():
             self.spaces[tier].touch(held.slots, now)
         self._room.review(entry)

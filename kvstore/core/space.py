@@ -76,7 +76,7 @@ def _row_cuts(section: Section, slot_bytes: int) -> Iterator[int]:
 class Region:
     """One region: who owns it, how it is cut, and which object holds each slot."""
 
-    __slots__ = ("free", "holders", "last_used", "number", "owner", "slot_pages")
+    __slots__ = ("free", "holders", "is_retired", "last_used", "number", "owner", "slot_pages")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -84,6 +84,7 @@ class Region:
         self.slot_pages = 0
         self.free: list[int] = []
         self.holders: dict[int, BlockKey] = {}
+        self.is_retired = False
         self.last_used = 0.0  # the latest touch of an object in it; a hint for choosing the coldest
 
 
@@ -105,9 +106,22 @@ class Space:
             self._pool.append(len(self.regions))
             self.regions.append(Region(len(self.regions)))
 
+    def retire(self, number: int) -> None:
+        """Never give out slots of this region again. What is still held there is freed as its users end."""
+        region = self.regions[number]
+        if region.is_retired:
+            return
+        region.is_retired = True
+        if region.owner is None:
+            self._pool.remove(number)
+        else:
+            self._partial[region.owner].pop(number, None)
+            self._free_slots[region.owner] -= len(region.free)
+            region.free = []
+
     @property
     def total_pages(self) -> int:
-        return len(self.regions) * self.region_pages
+        return sum(not region.is_retired for region in self.regions) * self.region_pages
 
     @property
     def owners(self) -> int:
@@ -115,6 +129,12 @@ class Space:
 
     def owns(self, owner: Hashable) -> bool:
         return owner in self._free_slots
+
+    def is_free(self, slot: int) -> bool:
+        """Nothing holds the page at which this slot began, however its region is cut now."""
+        region = self.regions[slot // self.region_pages]
+        first = slot - (slot - region.number * self.region_pages - self.header_pages) % max(region.slot_pages, 1)
+        return first not in region.holders
 
     def slots_in_region(self, slot_pages: int) -> int:
         return (self.region_pages - self.header_pages) // slot_pages
@@ -165,18 +185,23 @@ class Space:
         self.used_pages += slot_pages
         return True
 
+    def remember_cut(self, number: int, slot_pages: int) -> None:
+        """A region without owner was cut like this before: it is preferred for such slots."""
+        if number < len(self.regions) and self.regions[number].owner is None:
+            self.regions[number].slot_pages = slot_pages
+
     def free(self, slots: tuple[int, ...]) -> None:
         """Give slots back; a region that is emptied loses its owner."""
         for slot in slots:
             region = self.regions[slot // self.region_pages]
             del region.holders[slot]
-            region.free.append(slot)
             self.used_pages -= region.slot_pages
-            owner = region.owner
-            self._free_slots[owner] += 1
-            if region.holders:
-                self._partial[owner][region.number] = None
-            else:
+            if not region.is_retired:
+                region.free.append(slot)
+                self._free_slots[region.owner] += 1
+                if region.holders:
+                    self._partial[region.owner][region.number] = None
+            if not region.holders:
                 self._disown(region)
 
     def touch(self, slots: tuple[int, ...], now: float) -> None:
@@ -195,14 +220,18 @@ class Space:
         used = 0
         for region in self.regions:
             if region.owner is None:
-                assert not region.holders and region.number in self._pool, region.number
+                assert not region.holders and (region.number in self._pool) != region.is_retired, region.number
+                continue
+            if region.is_retired:
+                assert not region.free and region.holders, region.number
+                used += len(region.holders) * region.slot_pages
                 continue
             count = self.slots_in_region(region.slot_pages)
             assert len(region.free) + len(region.holders) == count, region.number
             assert not set(region.free) & set(region.holders), region.number
             assert bool(region.free) == (region.number in self._partial[region.owner]), region.number
             used += len(region.holders) * region.slot_pages
-        assert used == self.used_pages <= self.total_pages, (used, self.used_pages)
+        assert used == self.used_pages <= len(self.regions) * self.region_pages, (used, self.used_pages)
         assert len(set(self._pool)) == len(self._pool)
         for owner, free in self._free_slots.items():
             assert free == sum(len(r.free) for r in self.regions if r.owner == owner), owner
@@ -230,4 +259,5 @@ class Space:
         if not self._partial[owner] and not any(other.owner == owner for other in self.regions if other is not region):
             del self._partial[owner], self._free_slots[owner]
         region.owner, region.free = None, []
-        self._pool.append(region.number)
+        if not region.is_retired:
+            self._pool.append(region.number)

@@ -1,0 +1,37 @@
+"""What a store is made with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvstore.codec.lossless import Codec
+from kvstore.core.errors import ConfigError
+from kvstore.core.placement import DEFAULT_PLACEMENT, Placement
+
+LEAST_HOST_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """Bytes and seconds. `secret` keys the prefix hashes' roots; whoever has it can name blocks."""
+
+    host_bytes: int
+    secret: bytes
+    disk: Path | None = None
+    disk_bytes: int = 0
+    segment_bytes: int | None = None
+    placement: Placement = DEFAULT_PLACEMENT
+    codec: Codec = Codec.RAW  # of frames on disk
+    lease_seconds: float = 30.0
+    reservation_seconds: float = 60.0  # an upload that does not end by then is given up
+    promote_threads: int = 2
+    persist_seconds: float = 30.0  # how often recency goes to the manifest
+
+    def __post_init__(self) -> None:
+        if self.host_bytes < LEAST_HOST_BYTES:
+            raise ConfigError(f"{self.host_bytes} bytes of host memory are too few: give at least {LEAST_HOST_BYTES}")
+        if len(self.secret) < 16:
+            raise ConfigError(f"a secret of {len(self.secret)} bytes is too short: give at least 16")
+        if self.disk is not None and self.disk_bytes <= 0:
+            raise ConfigError(f"disk folder {self.disk} with {self.disk_bytes} bytes: give the disk tier a size")

@@ -1,0 +1,228 @@
+"""The store over real tiers: what is put is what is fetched, from memory, from disk, and after a restart."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from store_helpers import MIB, SECRET, Stream, config, fill, released
+
+from kvstore.codec.lossless import Codec
+from kvstore.core import presets
+from kvstore.core.checksum import content_checksum
+from kvstore.core.errors import InvalidInput, LayoutMismatch, OperatorError
+from kvstore.core.keys import Tier
+from kvstore.core.layout import ModelLayout
+from kvstore.core.match import Hints, MissReason, PlanKind
+from kvstore.core.placement import Placement
+from kvstore.core.reserve import Durability, ObjectSpec, PutStatus, ReserveStatus
+from kvstore.store.settings import StoreConfig
+from kvstore.store.store import Store
+
+LAYOUTS = {"v4 tiny": presets.v4_tiny(), "v4 demo": presets.v4_demo(), "full": presets.full_tiny()}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("codec", list(Codec))
+def test_what_is_put_is_fetched_from_host_disk_and_after_a_restart(tmp_path: Path, name: str, codec: Codec) -> None:
+    layout = LAYOUTS[name]
+    store = Store.open(config(tmp_path / "d", codec=codec))
+    stream = Stream(store, layout, "a", 12)
+    states = [5, 11] if layout.state_group is not None else []
+    statuses, done, durable = stream.put(store, states=states, durable=True)
+    assert set(statuses) == {ReserveStatus.WANTED} and set(done) == {PutStatus.STORED}
+    assert set(durable) == {Durability.DISK}
+    match = stream.lookup(store)
+    assert match.plan.kind is PlanKind.RESUME and match.plan.tokens == stream.tokens
+    assert match.plan.tier is Tier.HOST and match.lineage == stream.lineage(12)
+    stream.verify(found := stream.fetch(store, match))
+    assert None not in found.values()
+    released(store, match)
+    store.contents()
+    store.close()
+
+    store = Store.open(config(tmp_path / "d", codec=codec))
+    assert store.quiesce(10)  # all host memory is populated
+    again = Stream(store, layout, "a", 12)
+    match = again.lookup(store)
+    assert match.plan.tokens == stream.tokens and match.plan.tier is Tier.DISK
+    again.verify(found := again.fetch(store, match))
+    assert None not in found.values()
+    released(store, match)
+    assert store.quiesce(10)
+    assert again.lookup(store).plan.tier is Tier.HOST  # promoted on hit
+    store.contents()
+    store.close()
+
+
+def test_a_second_put_of_the_same_bytes_exists_and_of_others_is_another_lineage(tmp_path: Path) -> None:
+    store = Store.open(config(None))
+    stream = Stream(store, presets.v4_tiny(), "a", 6)
+    stream.put(store, states=[5])
+    assert set(stream.put(store, states=[5])[0]) == {ReserveStatus.EXISTS}
+    statuses, done, _ = stream.put(store, states=[5], run=1)
+    assert set(statuses) == {ReserveStatus.OTHER_LINEAGE} and done == []
+    # bytes computed on the other run's rows are not joined to the stored ones further down either
+    longer = Stream(store, presets.v4_tiny(), "a", 8)
+    assert set(longer.put(store, first=6, run=1, states=[7])[0]) == {ReserveStatus.OTHER_LINEAGE}
+    assert set(longer.put(store, first=6, states=[7])[0]) == {ReserveStatus.WANTED}
+    longer.verify(longer.fetch(store, longer.lookup(store)))
+    store.close()
+
+
+def test_a_state_without_its_rows_lineage_is_refused(tmp_path: Path) -> None:
+    store = Store.open(config(None))
+    stream = Stream(store, presets.v4_tiny(), "a", 4)
+    stream.put(store)
+    state = stream.payload(3, 1)
+    spec = ObjectSpec(3, 1, len(state), content_checksum([state]))
+    alone = store.reserve(stream.namespace, stream.chain(), [spec], stream.lineage(0), b"w" * 16, Hints())
+    assert alone.statuses == (ReserveStatus.OTHER_LINEAGE,)
+    assert stream.lookup(store).reason is MissReason.STATE_MISSING
+    store.close()
+
+
+def test_bytes_that_differ_from_their_checksum_are_never_visible(tmp_path: Path) -> None:
+    store = Store.open(config(tmp_path / "d"))
+    stream = Stream(store, presets.v4_tiny(), "a", 2)
+    data = stream.payload(0)
+    spec = ObjectSpec(0, 0, len(data), content_checksum([data]))
+    below = ObjectSpec(1, 0, len(data), content_checksum([stream.payload(1)]))
+    reservation = store.reserve(stream.namespace, stream.chain(), [spec, below], bytes(16), b"w" * 16, Hints())
+    fill(store.begin_object(reservation.id, 1), stream.payload(1))
+    assert store.finish_object(reservation.id, 1) is PutStatus.STORED
+    assert stream.lookup(store).rows_tokens == 0  # its parent is not there yet
+    fill(store.begin_object(reservation.id, 0), bytes(len(data)))
+    assert store.finish_object(reservation.id, 0) is PutStatus.CORRUPT
+    assert store.commit(reservation.id, False, 0.0) == [Durability.NONE, Durability.NONE]
+    assert stream.lookup(store).rows_tokens == 0 and store.contents() == {}
+    store.close()
+
+
+def test_an_upload_that_never_ends_gives_its_room_back(tmp_path: Path) -> None:
+    now = [100.0]
+    store = Store.open(config(None, reservation_seconds=10.0), clock=lambda: now[0])
+    stream = Stream(store, presets.v4_tiny(), "a", 4)
+    data = stream.payload(0)
+    specs = [ObjectSpec(0, 0, len(data), content_checksum([data]))]
+    reservation = store.reserve(stream.namespace, stream.chain(), specs, bytes(16), b"w" * 16, Hints())
+    assert store.contents()
+    now[0] += 11.0
+    store.tick()
+    assert store.contents() == {} and store.begin_object(reservation.id, 0) is None
+    store.close()
+
+
+def test_every_flipped_bit_on_disk_is_a_miss_and_never_wrong_bytes(tmp_path: Path) -> None:
+    layout = presets.v4_tiny()
+    store = Store.open(config(tmp_path / "d", segment_bytes=MIB))
+    stream = Stream(store, layout, "a", 8)
+    stream.put(store, states=[3, 7], durable=True)
+    store.close()
+    misses = 0
+    for step in range(24):
+        folder = tmp_path / f"flipped {step}"
+        shutil.copytree(tmp_path / "d", folder)
+        for path in (path for path in folder.rglob("*") if path.is_file() and path.stat().st_size == MIB):
+            data = bytearray(path.read_bytes())
+            used = [offset for offset in range(4096, 40 * 4096, 4096) if any(data[offset : offset + 64])]
+            data[used[step % len(used)] + (step * 97) % 1400] ^= 1 << (step % 8)
+            path.write_bytes(data)
+        store = Store.open(config(folder, segment_bytes=MIB))
+        again = Stream(store, layout, "a", 8)
+        match = again.lookup(store)
+        again.verify(found := again.fetch(store, match))
+        misses += None in found.values()
+        released(store, match)
+        shorter = again.lookup(store)  # what was bad is gone; what is offered now is whole
+        again.verify(again.fetch(store, shorter))
+        store.contents()
+        store.close()
+    assert misses > 4
+
+
+def test_a_folder_written_under_another_secret_is_refused_and_kept(tmp_path: Path) -> None:
+    store = Store.open(config(tmp_path / "d"))
+    Stream(store, presets.v4_tiny(), "a", 3).put(store, durable=True)
+    store.close()
+    with pytest.raises(OperatorError, match="under secret"):
+        Store.open(StoreConfig(8 * MIB, b"t" * 32, tmp_path / "d", 64 * MIB))
+    store = Store.open(config(tmp_path / "d"))
+    assert Stream(store, presets.v4_tiny(), "a", 3).lookup(store).rows_tokens == 3 * 128
+    store.close()
+    assert SECRET
+
+
+def test_namespaces_of_other_layouts_tenants_and_revisions_never_meet(tmp_path: Path) -> None:
+    store = Store.open(config(None))
+    layout = presets.v4_tiny()
+    Stream(store, layout, "a", 3).put(store)
+    other = presets.with_changes(layout, revision="other")
+    assert Stream(store, other, "a", 3).lookup(store).rows_tokens == 0
+    assert store.hello("test", other).differing == ("revision",)
+    assert store.hello("another tenant", layout).root != store.hello("test", layout).root
+    with pytest.raises(LayoutMismatch, match="block_tokens"):
+        store.hello("test", presets.v4_tiny(block_tokens=256), existing_only=True)
+    store.close()
+
+
+def test_bad_input_is_refused_in_one_sentence_and_changes_nothing(tmp_path: Path) -> None:
+    store = Store.open(config(None))
+    stream = Stream(store, presets.v4_tiny(), "a", 2)
+    for spec in (ObjectSpec(0, 0, 7, bytes(16)), ObjectSpec(9, 0, 622, bytes(16)), ObjectSpec(0, 5, 622, bytes(16))):
+        with pytest.raises(InvalidInput):
+            store.reserve(stream.namespace, stream.chain(), [spec], bytes(16), b"w" * 16, Hints())
+    with pytest.raises(InvalidInput, match="Hello"):
+        store.lookup(bytes(32), stream.chain(), 10, Hints(), b"w" * 16, False, None)
+    assert store.contents() == {}
+    store.close()
+
+
+def test_a_chain_larger_than_host_and_page_cache_is_put_found_and_fetched(tmp_path: Path) -> None:
+    layout: ModelLayout = presets.v4_demo()
+    store = Store.open(config(tmp_path / "d", host_bytes=2 * MIB, placement=Placement.parse("ends")))
+    stream = Stream(store, layout, "long", 200)
+    lineage_run = 0
+    for block in range(0, 200, 10):
+        statuses, done, _ = stream.put(store, block, block + 10, states=[199], run=lineage_run)
+        assert set(statuses) == {ReserveStatus.WANTED} and set(done) == {PutStatus.STORED}, block
+    match = stream.lookup(store)
+    assert match.plan.tokens == stream.tokens and match.plan.tier is Tier.DISK
+    found = stream.fetch(store, match)
+    stream.verify(found)
+    assert None not in found.values() and len(found) == 201
+    released(store, match)
+    assert store.quiesce(20)
+    store.contents()
+    store.close()
+
+
+def test_recency_survives_a_restart(tmp_path: Path) -> None:
+    now = [1000.0]
+    store = Store.open(config(tmp_path / "d", host_bytes=4 * MIB), lambda: now[0], lambda: 1e9 + now[0])
+    streams = [Stream(store, presets.v4_demo(), name, 6) for name in "abc"]
+    for stream in streams:
+        now[0] += 10
+        stream.put(store, durable=True, states=[5])
+    now[0] += 10
+    released(store, streams[0].lookup(store))  # "a" is the most recent now
+    store.close()
+    store = Store.open(config(tmp_path / "d", host_bytes=4 * MIB), lambda: now[0], lambda: 1e9 + now[0])
+    used = {}
+    for name in "abc":
+        stream = Stream(store, presets.v4_demo(), name, 6)
+        entry = store._planner.entry(stream.key(5))
+        assert entry is not None
+        used[name] = entry.last_used
+    assert used["b"] < used["c"] < used["a"]
+    store.close()
+
+
+def test_commit_waits_for_the_disk_only_until_its_deadline(tmp_path: Path) -> None:
+    store = Store.open(config(None))
+    stream = Stream(store, presets.v4_tiny(), "a", 2)
+    assert stream.put(store, durable=True)[2] == [Durability.MEMORY, Durability.MEMORY]
+    assert store.commit(12345, True, time.monotonic()) == []
+    store.close()
