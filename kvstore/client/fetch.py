@@ -111,11 +111,11 @@ class Fetcher:
         receiver = Receiver(load, wanted, base, self._layout, self._pool)
         with contextlib.closing(self._link.fetch(request, deadline)) as frames:
             for frame in frames:
+                self._link.counters.add("fetched_bytes", len(frame.data))
                 try:
                     receiver.feed(frame)
                 except InvalidInput as error:
                     raise self._link.failure(error) from error
-                self._link.counters.add("fetched_bytes", len(frame.data))
 
     def _second_try(self, match: ClientMatch, load: Load, deadline: float) -> ClientMatch | None:
         """Ask again and fetch the rest; None where that does not give a whole plan either."""

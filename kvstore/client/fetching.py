@@ -80,19 +80,24 @@ class Receiver:
             assert room is not None
             start = sum(sizes[:index])
             self._room[group] = room[start : start + self._lengths[group]]
-        self._starts: deque[tuple[pb.ObjectStart, memoryview]] = deque()
+        self._starts: deque[tuple[pb.ObjectStart, memoryview | None]] = deque()  # None: missing
         self._filled = 0
 
     def feed(self, frame: FetchFrame) -> None:
         """Raises Gone, and InvalidInput for a stream that no daemon would send."""
-        for start in frame.objects:
-            self._begin(start)
+        self._starts.extend((start, self._target(start)) for start in frame.objects)
         data, position = frame.data, 0
-        while position < len(data):
-            if not self._starts:
-                raise InvalidInput("the stream carries bytes of no object")
+        while self._starts:
             start, target = self._starts[0]
+            if target is None:
+                # only now: the bytes of the objects before it may be in this very frame
+                if start.name.group in (0, self._wanted.required):
+                    raise Gone
+                self._starts.popleft()
+                continue
             take = min(len(data) - position, len(target) - self._filled)
+            if not take:
+                return  # the rest is in later frames
             target[self._filled : self._filled + take] = data[position : position + take]
             position += take
             self._filled += take
@@ -100,23 +105,22 @@ class Receiver:
                 self._starts.popleft()
                 self._filled = 0
                 self._finish(start, target)
+        if position < len(data):
+            raise InvalidInput("the stream carries bytes of no object")
 
-    def _begin(self, start: pb.ObjectStart) -> None:
-        block, group = start.name.block + self._base, start.name.group
+    def _target(self, start: pb.ObjectStart) -> memoryview | None:
+        """Where the object's bytes go."""
         if start.status == pb.FETCH_STATUS_MISSING:
-            if group in (0, self._wanted.required):
-                raise Gone
-            return
+            return None
+        block, group = start.name.block + self._base, start.name.group
         if group >= len(self._lengths) or start.length != self._lengths[group]:
             raise InvalidInput(f"the stream announces an object of group {group} with {start.length} bytes")
         if group == 0 and self._wanted.first <= block < self._wanted.end:
             length = self._lengths[0]
-            target = self._load.rows_bytes[block * length : (block + 1) * length]
-        elif group in self._room and block == self._wanted.end - 1:
-            target = self._room[group].data
-        else:
-            raise InvalidInput(f"the stream carries block {block} of group {group}, which was not asked for")
-        self._starts.append((start, target))
+            return self._load.rows_bytes[block * length : (block + 1) * length]
+        if group in self._room and block == self._wanted.end - 1:
+            return self._room[group].data
+        raise InvalidInput(f"the stream carries block {block} of group {group}, which was not asked for")
 
     def _finish(self, start: pb.ObjectStart, target: memoryview) -> None:
         block, group = start.name.block + self._base, start.name.group

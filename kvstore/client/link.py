@@ -33,6 +33,9 @@ log = logging.getLogger("kvstore.client")
 Answer = TypeVar("Answer")
 Request = TypeVar("Request")
 
+# Nothing came back in time. Every other status is an answer, if only "no".
+_SILENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
 
 class Session(NamedTuple):
     """What Hello answered. Another boot epoch or root makes another session."""
@@ -149,7 +152,7 @@ class Link:
     def failure(self, failure: Exception, *, is_silent: bool = True) -> KVStoreError:
         """Count a failed call, tell the breaker, and say what it means for the caller.
 
-        A stream that ran out of time while bytes came in (`is_silent` False) is a slow store and not a dead one.
+        A stream that broke off after bytes came (`is_silent` False) may be slow and not dead: the next call tells.
         """
         if not isinstance(failure, grpc.RpcError):
             # InvalidInput: an answer that fails its checks; ValueError of grpc: the channel is closed
@@ -161,8 +164,7 @@ class Link:
             return error
         if isinstance(error, StoreUnavailable):
             self.counters.add(f"failed_{code.name.lower()}")
-            is_dead = code is grpc.StatusCode.UNAVAILABLE or (code is grpc.StatusCode.DEADLINE_EXCEEDED and is_silent)
-            if is_dead and self.breaker.failed():
+            if is_silent and code in _SILENT and self.breaker.failed():
                 self._away(error)
             return error
         if isinstance(error, LayoutMismatch):

@@ -159,6 +159,8 @@ class Writer:
             while releases and session is not None:
                 part, releases = releases[:MAX_RELEASES], releases[MAX_RELEASES:]
                 leases = [lease for lease, boot_epoch in part if boot_epoch == session.boot_epoch]
+                if not leases:
+                    continue  # the daemon that gave them is gone
                 request = pb.ReleaseRequest(boot_epoch=session.boot_epoch, leases=leases)
                 self._link.call(self._link.calls.release, request, self._link.deadline(self._timeouts.control_seconds))
 

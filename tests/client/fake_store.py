@@ -1,7 +1,7 @@
 """A small store behind a real gRPC server: enough of the contract to test the client over the real wire.
 
 Keeps objects in a dict, matches by walking the chain, and can be told to misbehave (`faults`). Not fast, not bounded.
-Run as a program it serves until killed: `python fake_store.py unix:PATH [folder]`.
+Run as a program it serves until killed: `python fake_store.py unix:PATH [hang after frames, chunk bytes]`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ from kvstore.rpc.layouts import layout_from_wire
 from kvstore.rpc.matches import match_to_wire
 from kvstore.rpc.status import Reason, status, status_of
 
-CHUNK_BYTES = 64 << 10
-
 
 class FakeStore:
     def __init__(self, *, epoch: int = 1, secret: bytes = b"s" * 32, batch_blocks: int = 1 << 16) -> None:
@@ -44,12 +42,14 @@ class FakeStore:
         self.leases: set[int] = set()
         self.seen: Counter = Counter()  # calls by name
         self.lookup_chains: list[Chain] = []
+        self.fetches: list[tuple[range, list[int]]] = []  # rows and blocks of states, by block number
         self.reports: list[BlockKey] = []
         # faults: each is read where it bites
         self.corrupt: set[BlockKey] = set()  # wrong bytes on the wire until reported
         self.vanish: set[BlockKey] = set()  # gone when fetched, also for later lookups
         self.hang_fetch_after: int | None = None  # frames, then silence for `hang_seconds`
         self.hang_seconds = 5.0
+        self.chunk_bytes = 64 << 10
         self.shed: set[str] = set()  # method names
         self.draining = False
         self.durability = Durability.DISK
@@ -118,35 +118,41 @@ class FakeStore:
         chain = Chain(request.chain.first_block, request.chain.parent, request.chain.hashes)
         names = [(index, 0) for index in range(request.first_row, request.end_row)]
         names += [(name.block, name.group) for name in request.states]
+        base = chain.first_block
+        rows = range(base + request.first_row, base + request.end_row)
+        self.fetches.append((rows, [base + name.block for name in request.states]))
         frames = 0
+        starts, data = [], b""  # one chunk spans objects and one object spans chunks, as in the daemon
         for block, group in names:
             key = BlockKey(chain.hash_at(block), group)
             name = pb.ObjectName(block=block, group=group)
-            body = self.objects.get(key)
             if key in self.vanish:
                 self.objects.pop(key, None)
-                body = None
+            body = self.objects.get(key)
             if body is None:
-                yield wire.frame_fetch([pb.ObjectStart(name=name, status=pb.FETCH_STATUS_MISSING)], [])
+                starts.append(pb.ObjectStart(name=name, status=pb.FETCH_STATUS_MISSING))
                 continue
-            start = pb.ObjectStart(
-                name=name,
-                status=pb.FETCH_STATUS_OK,
-                length=len(body),
-                generation=7,
-                seal=seal(key, 7, len(body), content_checksum([body])),
-                tier=TIER.to_wire(Tier.HOST),
+            starts.append(
+                pb.ObjectStart(
+                    name=name,
+                    status=pb.FETCH_STATUS_OK,
+                    length=len(body),
+                    generation=7,
+                    seal=seal(key, 7, len(body), content_checksum([body])),
+                    tier=TIER.to_wire(Tier.HOST),
+                )
             )
             assert len(body) == layout.groups[group].nbytes
-            if key in self.corrupt:
-                body = body[:-1] + bytes([body[-1] ^ 1])
-            for offset in range(0, len(body), CHUNK_BYTES):
+            data += body[:-1] + bytes([body[-1] ^ 1]) if key in self.corrupt else body
+            while len(data) >= self.chunk_bytes:
+                yield wire.frame_fetch(starts, [data[: self.chunk_bytes]])
+                starts, data, frames = [], data[self.chunk_bytes :], frames + 1
                 if self.hang_fetch_after is not None and frames >= self.hang_fetch_after:
                     deadline = time.monotonic() + self.hang_seconds
                     while context.is_active() and time.monotonic() < deadline:
                         time.sleep(0.01)
-                yield wire.frame_fetch([] if offset else [start], [memoryview(body)[offset : offset + CHUNK_BYTES]])
-                frames += 1
+        if starts or data:
+            yield wire.frame_fetch(starts, [data])
 
     def Reserve(self, request, context):
         self._layout(request, context)
@@ -315,6 +321,7 @@ if __name__ == "__main__":
     if len(sys.argv) > 2:
         faults.hang_fetch_after = int(sys.argv[2])
         faults.hang_seconds = 60.0
+        faults.chunk_bytes = int(sys.argv[3])
     running = serve(faults, sys.argv[1])
     print("ready", flush=True)
     running.wait_for_termination()

@@ -122,8 +122,8 @@ def test_a_killed_server_costs_a_miss_and_its_successor_is_found(server_process,
 
 def test_a_server_killed_in_the_middle_of_a_fetch_leaves_what_is_here(server_process, connect):
     """Ordinary attention needs no state: the rows that came are a resume point."""
-    process = server_process("3")
     layout = presets.full_tiny()
+    process = server_process("3", str(layout.rows.nbytes))
     client, tokens, rows, _ = filled(connect, layout, blocks=8)
     match = client.lookup(tokens)
     done = []
@@ -169,7 +169,7 @@ def test_a_slow_fetch_is_cut_at_its_deadline(fake, connect):
     layout = presets.full_tiny()
     client, tokens, rows, _ = filled(connect, layout, blocks=8, timeouts=SHORT)
     match = client.lookup(tokens)
-    fake.hang_fetch_after = 5
+    fake.hang_fetch_after, fake.chunk_bytes = 5, layout.rows.nbytes
     blocks = client.fetch(match)
     assert blocks.plan.tokens == 5 * layout.block_tokens
     assert_rows(blocks, rows, 5)
@@ -177,8 +177,10 @@ def test_a_slow_fetch_is_cut_at_its_deadline(fake, connect):
     assert client.counters["failed_deadline_exceeded"] == 1
 
 
+@pytest.mark.parametrize("chunk_bytes", [100, 5000, 1 << 20])
 @pytest.mark.parametrize("group", [0, 1])
-def test_corrupt_bytes_on_the_wire_are_reported_and_never_handed_out(fake, connect, group):
+def test_corrupt_bytes_on_the_wire_are_reported_and_never_handed_out(fake, connect, group, chunk_bytes):
+    fake.chunk_bytes = chunk_bytes
     client, tokens, rows, states = filled(connect)
     match = client.lookup(tokens)
     block = 2 if group == 0 else 3
@@ -206,13 +208,16 @@ def test_an_object_gone_since_the_lookup_gives_a_shorter_plan(fake, connect, gro
     assert client.counters["fetch_missing"] == 1
 
 
-def test_rows_already_here_are_not_fetched_again(fake, connect):
+@pytest.mark.parametrize("chunk_bytes", [100, 1 << 20])
+def test_rows_already_here_are_not_fetched_again(fake, connect, chunk_bytes):
+    fake.chunk_bytes = chunk_bytes
     client, tokens, _, _ = filled(connect, blocks=8)
     match = client.lookup(tokens)
     fake.vanish.update(keys_of(match, [6], 0))
     assert client.fetch(match).plan.tokens == 6 * 128
-    rows_bytes, state_bytes = client.layout.rows.nbytes, client.layout.groups[1].nbytes
-    assert client.counters["fetched_bytes"] == 6 * rows_bytes + state_bytes
+    first, second = fake.fetches
+    assert first == (range(0, 8), [7])
+    assert not second[0] and second[1] == [5], "the second try brings the state alone"
 
 
 def test_rows_of_two_runs_are_never_joined(fake, connect):
@@ -227,8 +232,8 @@ def test_rows_of_two_runs_are_never_joined(fake, connect):
 
 
 def test_replay_is_what_remains_when_only_rows_came(server_process, connect):
-    process = server_process("12")
     layout = presets.v4_tiny()  # three windows of 128: a replay recomputes 384 tokens
+    process = server_process("12", str(layout.rows.nbytes))
     client, tokens, rows, _ = filled(connect, layout, blocks=20)
     match = client.lookup(tokens)
     done = []
