@@ -202,11 +202,20 @@ def _fault(verb: str, segment: int, error: OSError) -> TierFault:
 
 
 def _pages_in_use(folder: Path, capacity_bytes: int) -> int | None:
-    """Pages of the segments that are there; None without, or where not even one would fit the capacity."""
+    """Pages of the segments that are there; None without, or where not even one would fit the capacity.
+
+    OperatorError where the device lets no header be read: going on would throw away what it holds.
+    """
+    refused: OSError | None = None
     for number, path in segments.segments_in(folder).items():
         try:
             pages = segments.read_header_of(path, number).segment_pages
         except CorruptFrame:
             continue
+        except OSError as error:
+            refused = error
+            continue
         return pages if pages * PAGE_BYTES <= capacity_bytes else None
+    if refused is not None:
+        raise OperatorError(f"disk folder {folder} cannot be read: {refused.strerror}; check the device") from refused
     return None

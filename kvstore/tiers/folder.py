@@ -84,12 +84,15 @@ def save_namespace(folder: Path, saved: SavedNamespace) -> None:
 
 
 def load_namespaces(folder: Path) -> tuple[list[SavedNamespace], list[str]]:
-    """What `save_namespace` wrote, and a sentence for each file that does not verify."""
+    """What `save_namespace` wrote, and a sentence for each file that cannot be read or does not verify."""
     found, problems = [], []
     for path in sorted((folder / "namespaces").glob("*")):
         if path.suffix:  # a write that a crash cut off
             continue
-        saved = _unpack_namespace(path.read_bytes())
+        try:
+            saved = _unpack_namespace(path.read_bytes())
+        except OSError:
+            saved = None
         if saved is None or saved.namespace.hex() != path.name:
             problems.append(f"namespace {path.name[:8]} does not verify: it is known again when a worker opens it")
         else:

@@ -66,16 +66,15 @@ class Manifest:
     def commit(self, put: Sequence[ManifestEntry], drop: Sequence[BlockKey]) -> None:
         """Drop, then put, all or nothing, durable when it returns. TierFault, and then nothing has changed."""
         keys = [pack_key(key) for key in drop]
-        packed = sorted(pack_entry(entry) for entry in put)
-        used = sorted((pack_key(entry.key), entry.last_used) for entry in put)
+        packed = sorted([(*pack_entry(entry), entry.last_used) for entry in put])  # LMDB fills pages in key order
         next_generation = max((entry.generation + 1 for entry in put), default=0)
 
         def write(transaction: lmdb.Transaction) -> None:
             for key in keys:
                 transaction.delete(key, db=self._entries)
                 transaction.delete(key, db=self._used)
-            transaction.cursor(self._entries).putmulti(packed)
-            transaction.cursor(self._used).putmulti([(key, pack_used(key, when)) for key, when in used])
+            transaction.cursor(self._entries).putmulti([(key, value) for key, value, _ in packed])
+            transaction.cursor(self._used).putmulti([(key, pack_used(key, when)) for key, _, when in packed])
             mark = max(next_generation, self._next_generation)
             transaction.put(NEXT_GENERATION, pack_generation(mark), db=self._meta)
 

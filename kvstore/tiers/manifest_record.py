@@ -56,7 +56,7 @@ def pack_key(key: BlockKey) -> bytes:
 
 def pack_entry(entry: ManifestEntry) -> tuple[bytes, bytes]:
     """Key and value. `last_used` is kept apart (`pack_used`), because it changes and the rest does not."""
-    key = pack_key(entry.key)
+    key = entry.prefix + bytes((entry.group,))
     has_ttl = entry.ttl_seconds is not None
     value = _VALUE.pack(
         VERSION, entry.object_class, has_ttl, entry.frame_bytes, entry.page, entry.generation, entry.block,

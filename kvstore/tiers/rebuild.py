@@ -22,7 +22,7 @@ GENERATION_LEAP = 1 << 32
 
 
 def scan_segments(folder: Path, headers: Iterable[SegmentHeader]) -> Iterator[ManifestEntry]:
-    """An entry for each slot that begins with a valid header. OSError where the device refuses a read."""
+    """An entry for each slot that begins with a valid header. OSError where a segment cannot be opened."""
     for header in headers:
         fd = os.open(segments.path_of(folder, header.segment), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
@@ -35,12 +35,13 @@ def scan_segments(folder: Path, headers: Iterable[SegmentHeader]) -> Iterator[Ma
 
 
 def entry_at(fd: int, segment: SegmentHeader, start: int) -> ManifestEntry | None:
-    """The entry for the slot at page `start` of a segment; None where no valid header is or its frame does not fit."""
-    head = os.pread(fd, HEADER_BYTES, start * PAGE_BYTES)
+    """The entry for the slot at page `start` of a segment; None where no valid header can be read or the frame does
+    not fit."""
     try:
+        head = os.pread(fd, HEADER_BYTES, start * PAGE_BYTES)
         length = peek_length(head)
         frame = peek_header(head)
-    except CorruptFrame:
+    except (CorruptFrame, OSError):  # one unreadable sector must not cost the rest
         return None
     if length > segment.slot_pages * PAGE_BYTES:  # left over from when the slots were larger
         return None

@@ -83,7 +83,7 @@ def _usable_segments(
     for number, path in segments.segments_in(folder).items():
         try:
             header = segments.read_header_of(path, number)
-        except CorruptFrame as problem:  # the file stays: its room is used again once it gets a new header
+        except (CorruptFrame, OSError) as problem:  # the file stays: its room is used again once it has a new header
             problems.append(f"{problem}: what it held is lost")
             header = None
         if number >= segment_count or (header is not None and header.segment_pages != segment_pages):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from kvstore.codec.frame import FrameHeader, decode_frame, encode_frame, max_frame_bytes
@@ -84,6 +88,33 @@ def put(tier: DiskTier, *numbers: int) -> list[ManifestEntry]:
     tier.sync(touched)
     tier.manifest.commit(entries, [])
     return entries
+
+
+@contextmanager
+def failing(monkeypatch, name: str, code: int, first: int, last: int = 10**9) -> Iterator[None]:
+    """os.`name` fails with `code` from call number `first` to `last`, counted from 1."""
+    calls, real = [0], getattr(os, name)
+
+    def call(*arguments):
+        calls[0] += 1
+        if first <= calls[0] <= last:
+            raise OSError(code, os.strerror(code))
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, call)
+        yield
+
+
+@contextmanager
+def file_size_limit(nbytes: int) -> Iterator[None]:
+    """No file of this process can grow beyond `nbytes`: what a full device looks like, without one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def read(tier: DiskTier, entry: ManifestEntry) -> bytes:

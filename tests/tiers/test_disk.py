@@ -2,14 +2,26 @@
 
 import errno
 import os
-import resource
 import subprocess
 import sys
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from disk_samples import GROUP, SEGMENT_PAGES, entry_for, frame_of, header_of, open_tier, page_of, put, raw_of, read
+from disk_samples import (
+    GROUP,
+    SEGMENT_PAGES,
+    entry_for,
+    failing,
+    file_size_limit,
+    frame_of,
+    header_of,
+    open_tier,
+    page_of,
+    put,
+    raw_of,
+    read,
+)
 
 from kvstore.codec.frame import max_frame_bytes
 from kvstore.core.errors import CorruptFrame, FolderInUse, OperatorError, TierFault
@@ -22,32 +34,6 @@ def tier(tmp_path):
     tier = open_tier(tmp_path / "disk")
     yield tier
     tier.close()
-
-
-@contextmanager
-def failing(monkeypatch, name, code, first, last=10**9):
-    """os.`name` fails with `code` from call number `first` to `last`, counted from 1."""
-    calls, real = [0], getattr(os, name)
-
-    def call(*arguments):
-        calls[0] += 1
-        if first <= calls[0] <= last:
-            raise OSError(code, os.strerror(code))
-        return real(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, name, call)
-        yield
-
-
-@contextmanager
-def file_size_limit(nbytes):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_new_folder_is_private_and_empty(tmp_path, tier):
@@ -262,6 +248,27 @@ def test_a_read_that_fails_is_a_fault_not_a_corruption(tier, monkeypatch):
     with failing(monkeypatch, "preadv", errno.EIO, 1, 1), pytest.raises(TierFault, match="read disk segment 0: Input/"):
         read(tier, entry)
     assert read(tier, entry) == raw_of(0)
+
+
+def test_threads_may_work_on_slots_of_their_own(tmp_path):
+    tier = open_tier(tmp_path)
+    put(tier, 0, 7, 14, 21)
+
+    def work(first):
+        for number in range(first, 28, 4):
+            tier.write(page_of(number), frame_of(header_of(number)))
+            tier.sync([page_of(number) // SEGMENT_PAGES])
+            tier.manifest.commit([entry_for(number)], [])
+            tier.manifest.touch({entry_for(number).key: 1800000000.0 + number})
+            assert read(tier, entry_for(number)) == raw_of(number)
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+    tier.close()
+    tier = open_tier(tmp_path)
+    assert tier.recovered.entries == [entry_for(number) for number in range(28)]
+    tier.close()
 
 
 def test_a_frame_fits_the_slot_that_was_computed_for_it():

@@ -1,14 +1,12 @@
 """The manifest: what is committed is read back by the child, whole and verified, or not at all."""
 
 import os
-import resource
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import lmdb
 import pytest
-from disk_samples import entry_for, noise
+from disk_samples import entry_for, file_size_limit, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -89,16 +87,6 @@ def test_a_new_manifest_takes_the_place_of_the_old_one(tmp_path, manifest):
     assert by_block(contents(tmp_path).entries) == [entry_for(1), entry_for(2)]
     assert sorted(path.name for path in tmp_path.iterdir()) == [FILE_NAME, "namespaces"]
     newer.close()
-
-
-@contextmanager
-def file_size_limit(nbytes):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_commit_that_the_device_refuses_changes_nothing(tmp_path, manifest):

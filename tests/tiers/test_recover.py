@@ -1,5 +1,6 @@
 """Whatever happened to a folder: it opens, and gives back only bytes that verify."""
 
+import errno
 import os
 import random
 import shutil
@@ -10,6 +11,8 @@ from disk_samples import (
     SEGMENT_PAGES,
     SEGMENTS,
     entry_for,
+    failing,
+    file_size_limit,
     frame_of,
     header_of,
     noise,
@@ -20,7 +23,7 @@ from disk_samples import (
     read,
 )
 
-from kvstore.core.errors import CorruptFrame
+from kvstore.core.errors import CorruptFrame, OperatorError, TierFault
 from kvstore.core.keys import PAGE_BYTES
 from kvstore.tiers.manifest import FILE_NAME
 from kvstore.tiers.rebuild import GENERATION_LEAP, newest
@@ -248,6 +251,31 @@ def test_a_child_that_hangs_costs_a_rebuild(folder, tmp_path, monkeypatch):
     recovered, manifest = recover(folder, SEGMENT_PAGES, SEGMENTS, limit_seconds=0.3)
     manifest.close()
     assert recovered.source == "rebuilt" and len(recovered.entries) == OBJECTS
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+@pytest.mark.parametrize("nth", [1, 2, 4, 5, 9, 20, 36])
+def test_a_sector_that_cannot_be_read_costs_only_what_lay_there(folder, monkeypatch, nth, manifest):
+    if not manifest:
+        (folder / FILE_NAME).unlink()
+    with failing(monkeypatch, "pread", errno.EIO, nth, nth):
+        tier = open_tier(folder)
+    assert len(tier.recovered.entries) >= OBJECTS - (SEGMENT_PAGES - 1)
+    assert all(read(tier, entry) == raw_of(entry.block) for entry in tier.recovered.entries)
+    tier.close()
+
+
+def test_a_device_that_cannot_be_read_is_a_plain_sentence_and_loses_nothing(folder, monkeypatch):
+    with failing(monkeypatch, "pread", errno.EIO, 1), pytest.raises(OperatorError, match="Input/output error; check"):
+        open_tier(folder)
+    assert reopened(folder)[1] == everything()
+
+
+def test_a_full_device_at_start_is_a_plain_sentence_and_loses_nothing(folder):
+    with file_size_limit(5 * PAGE_BYTES), pytest.raises(TierFault, match="cannot write the manifest"):
+        open_tier(folder)
+    recovered, found = reopened(folder)
+    assert recovered.source == "rebuilt" and found == everything()
 
 
 def test_a_folder_that_was_never_used_has_no_problems(tmp_path):
