@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from kvstore.client.buffers import BufferPool, Bytes
-from kvstore.client.fetching import Gone, Load, Receiver, Wanted, batches, new_load
+from kvstore.client.fetching import Gone, Load, Receiver, Wanted, batches, coldest, new_load
 from kvstore.client.lineages import Lineages
 from kvstore.client.link import Link, Session
 from kvstore.client.lookups import Lookups, cut_plan, require_store
@@ -159,7 +159,7 @@ class Fetcher:
         state_group = self._layout.state_group
         state = None if state_group is None else load.states.get(state_group)
         return Blocks(
-            plan._replace(tier=load.tier),
+            plan,
             self._rows(load.rows[:blocks], into),
             None if state is None or state_group is None else StateView(self._packings[state_group], state),
             {
@@ -167,7 +167,8 @@ class Fetcher:
                 for index in self._optional
                 if index in load.states
             },
-            load.tier,
+            # what lay on disk at the lookup has been promoted since: it came from there all the same
+            coldest((plan.tier, load.tier)),
             own,
         )
 

@@ -131,7 +131,7 @@ class Blocks:
         self.rows = rows  # component -> (blocks, layers having it, section bytes), blocks from position 0
         self.state = state  # component -> (layers having it, section bytes) at plan.tokens; None without or in a replay
         self.optional = optional  # group name -> component -> like a state; absent where the store had none
-        self.tier = tier  # the coldest that was read; None when nothing was
+        self.tier = tier  # the coldest that the bytes lay on at the lookup or after; None when there are none
         self.lineage = lineage  # of the rows, computed from the bytes themselves
 
     def __enter__(self) -> Blocks:
