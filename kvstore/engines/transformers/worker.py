@@ -33,10 +33,14 @@ Tokens = NDArray[np.int32]
 
 NO_HINTS = Hints()
 
+_COLDER = tuple(Tier)  # nearest first
+
 
 class MatchView(Protocol):
     """What the worker reads of a match."""
 
+    @property
+    def plan(self) -> Plan: ...
     @property
     def snapshots(self) -> Snapshots: ...
 
@@ -167,12 +171,15 @@ class Worker:
             wanted = self._wanted(match.snapshots, end_tokens)
             with store.fetch(match) as blocks:
                 plan = blocks.plan
+                # what was promoted between lookup and fetch was read from below all the same
+                found = match.plan.tier if match.plan.tokens == plan.tokens else None
+                tier = max((each for each in (found, blocks.tier) if each), key=_COLDER.index, default=None)
                 if plan.kind is PlanKind.RESUME and blocks.state is not None:
                     loaded = self._form.load(plan.tokens, blocks.rows, blocks.state)
-                    return _Progress(self._form.resume(loaded), wanted, plan, blocks.tier, loaded)
+                    return _Progress(self._form.resume(loaded), wanted, plan, tier, loaded)
                 if plan.kind is PlanKind.REPLAY:
                     loaded = self._form.load_for_replay(plan.compute_from, blocks.rows)
-                    return _Progress(self._form.resume(loaded), wanted, plan, blocks.tier)
+                    return _Progress(self._form.resume(loaded), wanted, plan, tier)
         return _Progress(self._form.new_cache(), wanted)
 
     def _wanted(self, snapshots: Snapshots, end_tokens: int) -> frozenset[int]:
