@@ -194,22 +194,22 @@ class Store:
         owner: bytes,
         hints: Hints,
     ) -> Reservation:
-        """Room for what is wanted. Waits a moment where copies to disk are about to free some."""
+        """Room for what is wanted. Waits a moment where there is none at all and copies to disk will free some.
+
+        Where room runs out half-way, the rest is NO_ROOM: upload what is wanted, then announce the rest again. (The
+        first part must be on disk before it can leave the host to make room for the second.)
+        """
         with self._changed:
             namespace = self._check_namespace(namespace_id)
             _check_objects(namespace.layout, chain, objects)
             patience = time.monotonic() + ROOM_SECONDS
-            statuses = [ReserveStatus.NO_ROOM] * len(objects)
-            facts: list[Facts | None] = [None] * len(objects)
             while True:
                 now, wall = self._clock(), self._wall()
                 answer = self._planner.reserve(namespace_id, chain, objects, lineage, owner, hints, now, wall)
-                for index, status in enumerate(answer[0]):
-                    if statuses[index] is not ReserveStatus.WANTED:  # a second try finds what the first reserved
-                        statuses[index], facts[index] = status, answer[1][index]
-                self._run(answer[2])
-                is_short = ReserveStatus.NO_ROOM in statuses
-                if not is_short or not self._mover.pending or not self._changed.wait(patience - time.monotonic()):
+                statuses, facts, actions = answer
+                self._run(actions)
+                is_stuck = ReserveStatus.NO_ROOM in statuses and ReserveStatus.WANTED not in statuses
+                if not is_stuck or not self._mover.pending or not self._changed.wait(patience - time.monotonic()):
                     break
             self._last_reservation += 1
             keys = tuple(BlockKey(chain.hash_at(spec.block), spec.group) for spec in objects)

@@ -71,7 +71,10 @@ class Stream:
         durable: bool = False,
         hints: Hints | None = None,
     ) -> tuple[list[ReserveStatus], list[PutStatus], list[Durability]]:
-        """Rows of blocks [first, end) and states at the ends of `states`, as a worker would put them."""
+        """Rows of blocks [first, end) and states at the ends of `states`, as a worker would put them.
+
+        What found no room half-way is announced again, as a worker does.
+        """
         end = len(self.hashes) if end is None else end
         specs, bytes_of = [], []
         for block in range(first, end):
@@ -79,15 +82,24 @@ class Stream:
                 data = self.payload(block, group, run)
                 specs.append(ObjectSpec(block - first, group, len(data), content_checksum([data])))
                 bytes_of.append(data)
-        reservation = store.reserve(
-            self.namespace, self.chain(first, end), specs, self.lineage(first, run), WORKER, hints or Hints()
-        )
-        done = []
-        for index, status in enumerate(reservation.statuses):
-            if status is ReserveStatus.WANTED:
-                fill(store.begin_object(reservation.id, index), bytes_of[index])
-                done.append(store.finish_object(reservation.id, index))
-        return list(reservation.statuses), done, store.commit(reservation.id, durable, time.monotonic() + 30)
+        statuses: list[ReserveStatus] = []
+        done: list[PutStatus] = []
+        durabilities: list[Durability] = []
+        for _ in range(len(specs)):
+            reservation = store.reserve(
+                self.namespace, self.chain(first, end), specs, self.lineage(first, run), WORKER, hints or Hints()
+            )
+            for index, status in enumerate(reservation.statuses):
+                if status is ReserveStatus.WANTED:
+                    fill(store.begin_object(reservation.id, index), bytes_of[index])
+                    done.append(store.finish_object(reservation.id, index))
+            durabilities = store.commit(reservation.id, durable, time.monotonic() + 30)
+            fresh = list(reservation.statuses)
+            had = statuses or fresh
+            statuses = [old if old is ReserveStatus.WANTED else new for old, new in zip(had, fresh, strict=True)]
+            if ReserveStatus.NO_ROOM not in fresh or ReserveStatus.WANTED not in fresh:
+                break
+        return statuses, done, durabilities
 
     def lookup(self, store: Store, prompt_tokens: int | None = None, can_replay: bool = False) -> Match:
         tokens = self.tokens + 1 if prompt_tokens is None else prompt_tokens
