@@ -19,6 +19,8 @@ from kvstore.daemon.opening import open_daemon
 from kvstore.daemon.server import Daemon, server_version
 from kvstore.daemon.signals import run_until_signalled
 
+log = logging.getLogger("kvstore.daemon")
+
 
 def serve_command(
     config: Annotated[Path | None, typer.Option(help="TOML file; the flags override it")] = None,
@@ -36,6 +38,8 @@ def serve_command(
     settings = load_config(config, flags)
     daemon = open_daemon(settings)
     facts = ready_facts(daemon)
+    if daemon.address.path is None:
+        log.warning("every user of this machine can connect to %s: a unix: socket is open to one", facts["address"])
     print(_ready_line(facts), file=sys.stderr, flush=True)
     if as_json:
         print(json.dumps(facts), flush=True)

@@ -44,6 +44,8 @@ class Calls:
         self._limits = limits
         self._clock = clock
         self._lock = threading.Lock()
+        self._left = threading.Condition(self._lock)  # a call ended
+        self._running = 0
         self._room = {Gate.CALL: limits.calls, Gate.FETCH: limits.fetches, Gate.PUT: limits.puts}
         self._deadlines: dict[grpc.ServicerContext, float] = {}
         self._counters: Counter[str] = Counter()
@@ -61,6 +63,11 @@ class Calls:
     def drain(self) -> None:
         """Refuse what comes from now on; what is in flight goes on."""
         self._is_draining = True
+
+    def wait_idle(self, timeout_seconds: float) -> bool:
+        """Until no call runs any more: a cancelled one is over for its client before its thread has noticed."""
+        with self._lock:
+            return self._left.wait_for(lambda: not self._running, timeout_seconds)
 
     def cancel_overdue(self) -> None:
         """End calls that outlived their deadline. Called by the tick thread."""
@@ -123,6 +130,7 @@ class Calls:
                 self._counters[f"rpc_shed_{gate.value}"] += 1
                 return None
             self._room[gate] -= 1
+            self._running += 1
             deadline = self._clock() + allowed
             self._deadlines[context] = deadline
             return deadline
@@ -130,7 +138,9 @@ class Calls:
     def _leave(self, gate: Gate, context: grpc.ServicerContext) -> None:
         with self._lock:
             self._room[gate] += 1
+            self._running -= 1
             self._deadlines.pop(context, None)
+            self._left.notify_all()
 
 
 def parsed(into: type[Parsed], raw: bytes) -> Parsed:

@@ -34,6 +34,7 @@ from kvstore.store.store import Store
 log = logging.getLogger("kvstore.daemon")
 
 TICK_SECONDS = 0.5
+CANCEL_SECONDS = 2.0  # for threads of cancelled calls to let go of the store before it closes
 SPARE_THREADS = 8  # for health, reflection and for refusing what is too much
 Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 UnaryCall = Callable[[Message, float], Message]
@@ -81,9 +82,9 @@ class Daemon:
         reflection.enable_server_reflection(
             (KVSTORE_SERVICE, ADMIN_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
-        self._server.start()
         for name in ("", KVSTORE_SERVICE, ADMIN_SERVICE):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._server.start()
         self._ticker = threading.Thread(target=self._tick, args=(store,), name="kvstore-tick", daemon=True)
         self._ticker.start()
 
@@ -99,6 +100,8 @@ class Daemon:
         self._health.enter_graceful_shutdown()
         self._calls.drain()
         self._server.stop(drain_seconds).wait(drain_seconds + 1.0)
+        if not self._calls.wait_idle(CANCEL_SECONDS):
+            log.warning("calls are still running at the end; their bytes are not stored")
         self._ticking.set()
         if self._ticker is not None:
             self._ticker.join(1.0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+
+import grpc
 import pytest
 from daemon_peer import LAYOUT, WORKER, Peer
 
@@ -143,3 +146,36 @@ def test_status_counts_what_lies_where(opened):
     status = peer.status()
     assert {tier.tier: tier.objects for tier in status.tiers} == {pb.TIER_HOST: BLOCKS + 1, pb.TIER_DISK: BLOCKS + 1}
     assert [(space.rows, space.states) for space in status.namespaces] == [(BLOCKS, 1)]
+
+
+def test_a_stop_in_the_middle_of_an_upload_loses_only_that_upload(opened):
+    peer, daemon = opened()
+    first, second = peer.chain(BLOCKS), peer.chain(BLOCKS, seed=1)
+    put_all(peer, first)
+    reserved = peer.reserve(second, [bytes(LAYOUT.rows.nbytes)] * 2)
+    sent, never = threading.Event(), threading.Event()
+
+    def stalling():
+        yield wire.frame_put(peer.header(reserved.reservation, [0, 1]), [b"abc"])
+        sent.set()
+        never.wait(20)
+
+    failures = []
+
+    def upload() -> None:
+        try:
+            peer.put_raw(stalling(), timeout=60)
+        except grpc.RpcError as error:
+            failures.append(error)
+
+    uploading = threading.Thread(target=upload)
+    uploading.start()
+    assert sent.wait(10)
+    daemon.stop(0.2)
+    never.set()
+    uploading.join(10)
+    assert len(failures) == 1
+
+    peer, _ = opened()
+    assert peer.lookup(first).rows_tokens == BLOCKS * LAYOUT.block_tokens
+    assert peer.lookup(second).rows_tokens == 0
