@@ -139,7 +139,13 @@ class DiskTier:
 
     def erase(self, page: int) -> None:
         """Overwrite the first page of a frame, so that no rebuild finds it again. Durable after `sync`. TierFault."""
-        self.write(page, [_ZERO_PAGE])
+        segment, start = divmod(page, self.segment_pages)
+        assert start > 0, "the header page of a segment is not a frame"
+        self._refuse_bad(segment)
+        try:
+            segments.write_all(self._file(segment), [_ZERO_PAGE], start * PAGE_BYTES)
+        except OSError as error:
+            raise _fault("erase from", segment, error) from error
 
     def close(self) -> None:
         """Close every file and let go of the folder. Nothing may be under way."""

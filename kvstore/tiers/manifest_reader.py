@@ -10,6 +10,7 @@ the number of records before it, as u64, for its value.
 
 from __future__ import annotations
 
+import resource
 import struct
 import sys
 
@@ -47,5 +48,6 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # dying here is expected, and nothing to keep a copy of
     sys.path += sys.argv[2:]
     main(sys.argv[1])

@@ -17,9 +17,6 @@ from kvstore.tiers import segment as segments
 from kvstore.tiers.manifest_record import ManifestEntry
 from kvstore.tiers.segment import SegmentHeader
 
-# Generations given out since the manifest was last read are not known: leave room for more than there can be.
-GENERATION_LEAP = 1 << 32
-
 
 def scan_segments(folder: Path, headers: Iterable[SegmentHeader]) -> Iterator[ManifestEntry]:
     """An entry for each slot that begins with a valid header. OSError where a segment cannot be opened."""

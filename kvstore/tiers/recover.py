@@ -21,10 +21,13 @@ from kvstore.tiers.folder import SavedNamespace, load_namespaces
 from kvstore.tiers.manifest import FILE_NAME, MAP_BYTES, Manifest
 from kvstore.tiers.manifest_child import read_manifest
 from kvstore.tiers.manifest_record import ManifestEntry
-from kvstore.tiers.rebuild import GENERATION_LEAP, entry_at, newest, scan_segments
+from kvstore.tiers.rebuild import entry_at, newest, scan_segments
 from kvstore.tiers.segment import SegmentHeader
 
 SAMPLED_FRAMES = 32  # headers compared with the manifest at start; 100 us each from a cold disk
+# Generations of frames that were written and never committed are on no record: each start begins beyond all that one
+# run can have given out. (A rebuild sees every frame there is.)
+GENERATION_LEAP = 1 << 32
 SET_ASIDE_KEPT = 3  # bad manifests kept for whoever wants to look
 
 
@@ -35,7 +38,7 @@ class Recovered:
     entries: list[ManifestEntry]
     namespaces: list[SavedNamespace]
     slot_pages: dict[int, int]  # of each segment that is assigned
-    next_generation: int  # no generation from here on was ever used
+    next_generation: int  # no frame on this disk has a generation from here on
     source: Literal["manifest", "rebuilt"]  # an empty folder counts as "manifest"
     problems: list[str]  # one plain sentence each, for the log
 
@@ -115,7 +118,7 @@ def _entries(
     lost = len(contents.entries) - len(entries)
     if lost:
         problems.append(f"{lost} objects lay in segments that are gone or have other slots now: dropped")
-    return entries, contents.next_generation, "manifest"
+    return entries, contents.next_generation + GENERATION_LEAP, "manifest"
 
 
 def _is_on_a_slot(entry: ManifestEntry, headers: dict[int, SegmentHeader]) -> bool:
