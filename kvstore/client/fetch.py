@@ -58,7 +58,11 @@ class Fetcher:
         if match.hashed is None or not blocks:
             return self._cold(into)
         deadline = self._link.deadline(self._timeouts.fetch_seconds)
-        load = new_load(match.hashed, blocks, self._layout.rows.nbytes, self._pool)
+        try:
+            load = new_load(match.hashed, blocks, self._layout.rows.nbytes, self._pool)
+        except OSError:  # no memory to map: then these bytes have no place here
+            self._link.counters.add("fetch_no_memory")
+            return self._cold(into)
         first_deadline = deadline - (1 - FIRST_TRY_SHARE) * self._timeouts.fetch_seconds
         if self._carry_out(match, load, first_deadline):
             return self._blocks(match.plan, load, into, match.lineage)

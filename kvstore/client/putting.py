@@ -16,6 +16,7 @@ from kvstore.core.lineage import chain_lineages
 from kvstore.core.match import Hints
 from kvstore.core.reserve import ObjectSpec
 from kvstore.rpc.generated import kvstore_pb2 as pb
+from kvstore.rpc.limits import MAX_OBJECTS
 from kvstore.rpc.wire import frame_put
 
 States = Mapping[int, Mapping[str, Bytes]]  # boundary in tokens -> component -> array
@@ -96,6 +97,8 @@ def checked_arrays(
                 )
             packings[group].check(arrays, None, f"{what} at {boundary} tokens")
             placed.append((block - 1 - first_block, group, arrays))
+    if blocks + len(placed) > MAX_OBJECTS:
+        raise InvalidInput(f"{blocks} blocks and {len(placed)} states: put at most {MAX_OBJECTS} objects at once")
     placed.sort(key=lambda item: item[:2])
     return PutArrays(first_block, blocks, rows, tuple(placed))
 
