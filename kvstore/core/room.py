@@ -11,7 +11,7 @@ Leases and pins hold an object's copies on every tier; ancestors are held by the
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 
 from kvstore.core.actions import Drop
 from kvstore.core.index import CopyStatus, Entry, Held, Node, attach_copy, detach_copy
@@ -62,11 +62,18 @@ class Room:
             else:
                 order.discard(entry.facts.key)
 
-    def review_node(self, node: Node) -> None:
-        for state in node.states:
-            self.review(state)
-        if node.rows is not None:
-            self.review(node.rows)
+    def review_all(self, entries: Iterable[Entry]) -> None:
+        """Review entries that are still stored. A state's being in use decides also whether its rows may go."""
+        for entry in entries:
+            if self._entries.get(entry.facts.key) is not entry:
+                continue
+            self.review(entry)
+            if not entry.is_rows and entry.node.rows is not None:
+                self.review(entry.node.rows)
+
+    def is_offered(self, entry: Entry, tier: Tier) -> bool:
+        """Whether the policy has this copy among its candidates; equal to `may_go`, or a review was forgotten."""
+        return entry.facts.key in self._order(tier, self.owner(entry, tier))
 
     def may_go(self, entry: Entry, tier: Tier, gone: int = 0) -> bool:
         """Whether this copy could be dropped if `gone` of the copies below it on this tier were dropped first."""

@@ -85,7 +85,7 @@ def restore(
     for entry in disk.recovered.entries:
         unused = min(max(wall_now - entry.last_used, 0.0), LONGEST_UNUSED_SECONDS)
         is_known = entry.namespace in planner.namespaces
-        if is_known and planner.restore(_facts(entry), entry.page, entry.frame_bytes, now, now - unused):
+        if is_known and planner.restore(_facts(entry), entry.page, entry.frame_bytes, now - unused):
             restored += 1
         else:
             forgotten.append(entry.key)

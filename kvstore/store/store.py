@@ -26,9 +26,10 @@ from kvstore.core.layout_json import dump_layout
 from kvstore.core.lease import Pin
 from kvstore.core.match import Hints, Match, SessionEvent, Speeds
 from kvstore.core.matching import Request
-from kvstore.core.planner import Planner, Settings, segment_pages
+from kvstore.core.planner import Planner
 from kvstore.core.prefix import namespace_id, namespace_root
 from kvstore.core.reserve import Durability, ObjectSpec, PutStatus, ReserveStatus
+from kvstore.core.settings import Settings, segment_pages
 from kvstore.core.space import region_pages
 from kvstore.store.mover import Described, Mover
 from kvstore.store.objects import NamespaceState, OpenedNamespace, OpenObject, Reservation, StoreStatus, TierState
@@ -300,7 +301,7 @@ class Store:
             log.warning("object %s was reported by a worker: %s", key.prefix[:4].hex(), reason[:200])
             self.counters["reported"] += 1
             self._bad.add((key, entry.facts.generation))
-            self._run(self._planner.report(key, self._clock()))
+            self._run(self._planner.report(key))
             self._changed.notify_all()
         return True
 
@@ -431,7 +432,7 @@ class Store:
             self.counters[f"corrupt_{tier.value}"] += 1
             if tier is Tier.DISK:
                 self._bad.add((facts.key, facts.generation))
-            self._run(self._planner.corrupt(facts.key, facts.generation, tier, self._clock()))
+            self._run(self._planner.corrupt(facts.key, facts.generation, tier))
             self._changed.notify_all()
 
     def retire(self, segment: int) -> None:
@@ -463,7 +464,7 @@ class Store:
             if self._disk is not None:
                 self._planner.grow(Tier.DISK, self._disk.segment_count)
                 recovery = restore(self._planner, self._disk, self._open_namespace, self._clock(), self._wall())
-                self._planner.touched.clear()
+                self._planner.take_touched()
                 for problem in recovery.problems:
                     log.warning("recovery: %s", problem)
                 self.counters["restored"] = recovery.restored
@@ -582,7 +583,7 @@ class Store:
         if self._disk is None:
             return
         with self._lock:
-            touched, self._planner.touched = self._planner.touched, set()
+            touched = self._planner.take_touched()
             self._persisted_at = self._clock()
             used = {key: self._last_used_wall(key) for key in touched if self._planner.entry(key) is not None}
         try:

@@ -16,8 +16,9 @@ from kvstore.core.layout import ModelLayout
 from kvstore.core.lineage import ROOT_LINEAGE, chain_lineages
 from kvstore.core.match import Hints, Match, Speeds
 from kvstore.core.matching import Request
-from kvstore.core.planner import Planner, Settings
+from kvstore.core.planner import Planner
 from kvstore.core.reserve import ObjectSpec, ReserveStatus
+from kvstore.core.settings import Settings
 
 WORKER = b"w" * 16
 NO_SPEEDS = Speeds({})
@@ -182,10 +183,10 @@ class World:
             entry = self.planner.entry(key)
             assert entry is not None
             if self.rng.random() < 0.3:
-                self.do(self.planner.report(key, self.now))
+                self.do(self.planner.report(key))
             else:
                 tier = self.rng.choice([Tier.HOST, Tier.DISK])
-                self.do(self.planner.corrupt(key, entry.facts.generation, tier, self.now))
+                self.do(self.planner.corrupt(key, entry.facts.generation, tier))
 
     def quiesce(self) -> None:
         """Let everything that is under way end."""

@@ -11,7 +11,7 @@ from kvstore.core.layout import ModelLayout
 from kvstore.core.match import MAX_RESUME_POINTS, Hints, PlanKind
 from kvstore.core.matching import Request
 from kvstore.core.placement import Placement
-from kvstore.core.planner import Settings
+from kvstore.core.settings import Settings
 
 MIB = 1 << 20
 LAYOUTS: dict[str, list[ModelLayout]] = {

@@ -22,8 +22,9 @@ from kvstore.core.layout import ModelLayout
 from kvstore.core.match import Hints, Match, Speeds
 from kvstore.core.matching import Request
 from kvstore.core.placement import Placement
-from kvstore.core.planner import Planner, Settings
+from kvstore.core.planner import Planner
 from kvstore.core.reserve import ObjectSpec, ReserveStatus
+from kvstore.core.settings import Settings
 from kvstore.store.settings import StoreConfig
 from kvstore.store.store import Store
 
@@ -143,7 +144,7 @@ def test_planner_and_running_store_agree_after_every_event(tmp_path: Path, place
         elif event == "report":
             key = BlockKey(rng.choice(stream.hashes), rng.choice([0, 1]))
             store.report(stream.namespace, key, "a test")
-            reference.do(reference.planner.report(key, now[0]), now[0])
+            reference.do(reference.planner.report(key), now[0])
         elif event == "pin":
             ours_pin = store.pin(stream.namespace, stream.chain(), 20.0)
             theirs_pin = reference.planner.pin(stream.namespace, stream.chain(), 20.0, now[0])

@@ -1,0 +1,203 @@
+"""Copies under way: how they start, how they end, and what happens when their object went meanwhile.
+
+A copy keeps its source in place (`Held.busy`) and its target reserved (INCOMING). When the object is dropped from
+the index before the copy ends, both are doomed: their slots are freed when the copy is reported, not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kvstore.core.actions import Action, Copy, Drop
+from kvstore.core.index import CopyStatus, Entry, Held, Namespace, Node, mark_ready
+from kvstore.core.keys import BlockKey, Tier
+from kvstore.core.room import Room
+from kvstore.core.settings import Counts
+from kvstore.core.space import class_pages
+
+RETRIES_PER_TICK = 16  # failed copies to disk that one tick tries again
+
+
+class Copies:
+    """Starts copies and hears of their ends."""
+
+    def __init__(self, room: Room, counts: Counts) -> None:
+        self._room = room
+        self._counts = counts
+        self._unwritten: dict[BlockKey, None] = {}  # on the host only, because a copy to disk failed
+
+    # -- starting -------------------------------------------------------------------------------
+    def host_room(self, namespace: Namespace, count: int, holding: Entry | None, actions: list[Action]) -> bool:
+        """Make room on the host for an object on top of `holding`, which must stay readable.
+
+        It may leave the host where it is on disk: of a chain larger than the host it is the only leaf there.
+        """
+        if holding is not None and holding.is_ready(Tier.DISK):
+            holding = None
+        if holding is not None:
+            holding.leases += 1
+            self._room.review(holding)
+        drops: list[Drop] = []
+        has_room = self._room.make_room(Tier.HOST, namespace.name, namespace.slot_pages, count, drops)
+        actions += self._evicted(drops)
+        if holding is not None:
+            holding.leases -= 1
+            self._room.review(holding)
+        return has_room
+
+    def promote(self, node: Node, states: Iterable[Entry]) -> list[Action]:
+        """Copies to the host of what a plan at `node` needs and has on disk only, root first, while there is room."""
+        cold: list[Entry] = []
+        above: Node | None = node
+        while above is not None and not above.hot and above.rows is not None:
+            if above.rows.host is None:
+                cold.append(above.rows)
+            above = above.parent
+        cold.reverse()
+        cold += [state for state in states if state.host is None]
+        actions: list[Action] = []
+        for entry in cold:
+            namespace = entry.node.namespace
+            count = namespace.slots_needed(entry.facts.key.group)
+            if not entry.is_ready(Tier.DISK) or not self.host_room(namespace, count, entry, actions):
+                break
+            disk = entry.disk
+            assert disk is not None
+            slots = self._room.allocate(entry, Tier.HOST, namespace.name, namespace.slot_pages, count)
+            disk.busy += 1
+            self._room.attach(entry, Tier.HOST, Held(CopyStatus.INCOMING, slots, entry.facts.raw_bytes))
+            actions.append(Copy(entry.facts, Tier.DISK, Tier.HOST, disk.slots, disk.nbytes, slots))
+        return actions
+
+    def write_through(self, entry: Entry) -> list[Action]:
+        """Copies to disk of this object and of what waited for it: the disk's rows are kept closed under prefix."""
+        actions: list[Action] = []
+        if not self._room.spaces[Tier.DISK].regions:
+            return actions
+        waiting = [entry]
+        while waiting:
+            entry = waiting.pop()
+            host, node = entry.host, entry.node
+            if host is None or host.status is not CopyStatus.READY or entry.disk is not None:
+                continue
+            above = node.parent if entry.is_rows else node
+            assert above is not None
+            if above.parent is not None and (above.rows is None or above.rows.disk is None):
+                continue
+            host.busy += 1
+            self._room.attach(entry, Tier.DISK, Held(CopyStatus.INCOMING, (), 0))
+            actions.append(Copy(entry.facts, Tier.HOST, Tier.DISK, host.slots, host.nbytes, ()))
+            if entry.is_rows:
+                waiting += [child.rows for child in reversed(node.children()) if child.rows is not None]
+                waiting += node.states
+        return actions
+
+    def retry_writes(self) -> list[Action]:
+        """Try again to copy to disk what failed before, oldest first and a few at a time."""
+        actions: list[Action] = []
+        for key in list(self._unwritten)[:RETRIES_PER_TICK]:
+            del self._unwritten[key]
+            entry = self._room.find(key)
+            if entry is not None:
+                actions += self.write_through(entry)
+        return actions
+
+    def encoded(self, key: BlockKey, generation: int, frame_bytes: int) -> tuple[tuple[int, ...], list[Action]]:
+        """The slot of a frame of this length, as (page,); empty when the disk has no room or the object went."""
+        entry = self._live(key, generation)
+        actions: list[Action] = []
+        if entry is None or entry.disk is None:
+            return (), actions
+        owner = class_pages(frame_bytes)
+        drops: list[Drop] = []
+        has_room = self._room.make_room(Tier.DISK, owner, owner, 1, drops)
+        actions += self._evicted(drops)
+        if not has_room:
+            return (), actions
+        entry.disk.nbytes = frame_bytes
+        entry.disk.slots = self._room.allocate(entry, Tier.DISK, owner, owner, 1)
+        return entry.disk.slots, actions
+
+    # -- ending ---------------------------------------------------------------------------------
+    def arrived(self, key: BlockKey, generation: int, tier: Tier) -> list[Action]:
+        entry = self._live(key, generation)
+        if entry is None or entry.held(tier) is None:
+            return self._ended_doomed(key, generation, tier)
+        mark_ready(entry, tier)
+        actions = self._free_source(entry, tier)
+        self._room.review_all((entry,))
+        if tier is Tier.HOST:
+            actions += self.write_through(entry)
+        return actions
+
+    def failed(self, key: BlockKey, generation: int, tier: Tier) -> list[Action]:
+        entry = self._live(key, generation)
+        held = None if entry is None else entry.held(tier)
+        if entry is None or held is None:
+            return self._ended_doomed(key, generation, tier)
+        actions = self._free_source(entry, tier)
+        held.status = CopyStatus.READY  # nobody writes it any more: its slots can be freed
+        if tier is Tier.DISK:
+            self._unwritten[key] = None
+        return actions + list(self._room.lose(entry, tier))
+
+    # -- using ----------------------------------------------------------------------------------
+    def hold(self, key: BlockKey, tier: Tier, generation: int) -> Held | None:
+        entry = self._live(key, generation)
+        held = None if entry is None else entry.held(tier)
+        if entry is None or held is None or held.status is not CopyStatus.READY:
+            return None
+        held.busy += 1
+        self._room.review_all((entry,))
+        return held
+
+    def unhold(self, key: BlockKey, tier: Tier, generation: int, held: Held) -> list[Action]:
+        held.busy -= 1
+        if (key, generation, tier) in self._room.doomed:
+            return self._settle(key, generation, tier)
+        entry = self._room.find(key)
+        if entry is not None:
+            self._room.review_all((entry,))
+        return []
+
+    # -- private --------------------------------------------------------------------------------
+    def _live(self, key: BlockKey, generation: int) -> Entry | None:
+        entry = self._room.find(key)
+        return entry if entry is not None and entry.facts.generation == generation else None
+
+    def _free_source(self, entry: Entry, target: Tier) -> list[Action]:
+        """A copy ended: its source is free again. An upload has no source."""
+        source = Tier.DISK if target is Tier.HOST else Tier.HOST
+        held = entry.held(source)
+        if held is not None and held.busy and (target is Tier.DISK or entry.is_ready(Tier.DISK)):
+            held.busy -= 1
+            return []
+        doomed = self._room.doomed.get((entry.facts.key, entry.facts.generation, source))
+        if doomed is None:
+            return []
+        doomed.busy -= 1
+        return self._settle(entry.facts.key, entry.facts.generation, source)
+
+    def _ended_doomed(self, key: BlockKey, generation: int, tier: Tier) -> list[Action]:
+        """A copy ended whose object was dropped meanwhile: free its slots, and its source's."""
+        actions: list[Action] = []
+        held = self._room.doomed.get((key, generation, tier))
+        if held is None:
+            return actions
+        held.status = CopyStatus.READY
+        actions += self._settle(key, generation, tier)
+        source = Tier.DISK if tier is Tier.HOST else Tier.HOST
+        origin = self._room.doomed.get((key, generation, source))
+        if origin is not None and origin.busy:
+            origin.busy -= 1
+            actions += self._settle(key, generation, source)
+        return actions
+
+    def _settle(self, key: BlockKey, generation: int, tier: Tier) -> list[Action]:
+        held = self._room.settle(key, generation, tier)
+        return [] if held is None else [Drop(key, generation, tier, held.slots)]
+
+    def _evicted(self, drops: list[Drop]) -> list[Action]:
+        for drop in drops:
+            self._counts.evicted[drop.tier] += 1
+        return list(drops)

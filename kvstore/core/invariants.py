@@ -1,0 +1,61 @@
+"""Every invariant of the planner's bookkeeping, in one place. An AssertionError names the object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kvstore.core.index import CopyStatus, Namespace, Node
+from kvstore.core.keys import Tier
+from kvstore.core.lease import Leases
+from kvstore.core.room import Room
+
+
+def check(room: Room, leases: Leases, namespaces: Iterable[Namespace]) -> None:
+    """Slots are conserved, leases counted, parents outlive children, what is said to be readable is."""
+    for space in room.spaces.values():
+        space.check()
+    _check_entries(room, leases)
+    for namespace in namespaces:
+        for node in namespace.nodes.values():
+            _check_node(node)
+
+
+def _check_entries(room: Room, leases: Leases) -> None:
+    counted: dict[int, list[int]] = {}
+    for entry, is_pin in leases.all_anchors():
+        counted.setdefault(id(entry), [0, 0])[is_pin] += 1
+    pages = dict.fromkeys(room.spaces, 0)
+    for entry in room.entries():
+        key, node = entry.facts.key, entry.node
+        assert node.namespace.nodes.get(key.prefix) is node and node.entry(key.group) is entry, key
+        assert entry.host is not None or entry.disk is not None, key
+        assert [entry.leases, entry.pins] == counted.get(id(entry), [0, 0]), key
+        assert entry.is_rows or node.rows is not None, key
+        for tier, held in entry.copies():
+            space = room.spaces[tier]
+            for slot in held.slots:
+                region = space.regions[slot // space.region_pages]
+                assert region.holders.get(slot) == key and region.owner == room.owner(entry, tier), key
+                pages[tier] += region.slot_pages
+            assert held.busy >= 0, key
+            if held.slots:
+                assert room.is_offered(entry, tier) == room.may_go(entry, tier), (key, tier)
+    for (key, _, tier), held in room.doomed.items():
+        assert held.busy or held.status is CopyStatus.INCOMING, key
+        space = room.spaces[tier]
+        pages[tier] += sum(space.regions[slot // space.region_pages].slot_pages for slot in held.slots)
+    for tier, space in room.spaces.items():
+        assert pages[tier] == space.used_pages, (tier, pages[tier], space.used_pages)
+
+
+def _check_node(node: Node) -> None:
+    parent, rows = node.parent, node.rows
+    assert parent is not None and rows is not None, "a block without rows is kept"
+    assert parent.parent is None or parent.rows is not None, "rows outlived their parent"
+    assert node.block == parent.block + 1 and node in parent.children()
+    assert node.readable == (parent.readable and rows.is_stored), node.block
+    assert node.hot == (parent.hot and rows.is_ready(Tier.HOST)), node.block
+    for tier in (Tier.HOST, Tier.DISK):
+        rows_below = [child.rows for child in node.children() if child.rows is not None]
+        below = [entry for entry in (*rows_below, *node.states) if entry.held(tier) is not None]
+        assert node.below(tier) == len(below), (node.block, tier)

@@ -1,0 +1,128 @@
+"""PUT's decisions: is an object wanted, does it stand on the rows it was computed on, is there room for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kvstore.core.actions import Action
+from kvstore.core.copies import Copies
+from kvstore.core.index import CopyStatus, Entry, Facts, Held, Namespace, Node, ObjectClass
+from kvstore.core.keys import BlockKey, Chain, Tier
+from kvstore.core.lifetimes import Lifetimes
+from kvstore.core.lineage import child_lineage
+from kvstore.core.match import Hints
+from kvstore.core.reserve import ObjectSpec, ReserveStatus
+from kvstore.core.room import Room
+
+
+@dataclass(slots=True)
+class Writing:
+    """One call of `reserve`: what all its objects have in common, and what was found out on the way."""
+
+    namespace: Namespace
+    chain: Chain
+    lineage: bytes  # of the rows that the chain's first block was computed on
+    writer: bytes
+    hints: Hints
+    written_at: float
+    now: float
+    lineages: dict[int, bytes] = field(default_factory=dict)  # of the writer's rows, by index into the chain
+    actions: list[Action] = field(default_factory=list)
+
+    def parent_prefix(self, block: int) -> bytes:
+        return self.chain.hash_at(block - 1) if block else self.chain.parent
+
+
+class Reserving:
+    """Answers `reserve`, object by object."""
+
+    def __init__(self, room: Room, copies: Copies, lifetimes: Lifetimes, first_generation: int) -> None:
+        self.generation = first_generation  # of the next object; never given twice, also across restarts
+        self._room = room
+        self._copies = copies
+        self._lifetimes = lifetimes
+
+    def reserve(self, writing: Writing, objects: list[ObjectSpec]) -> tuple[list[ReserveStatus], list[Facts | None]]:
+        parent = writing.namespace.node(writing.chain.parent)
+        if parent is None or parent.block != writing.chain.first_block - 1:
+            return [ReserveStatus.NO_PARENT] * len(objects), [None] * len(objects)
+        writing.lineages[-1] = writing.lineage
+        stopped = ReserveStatus.OTHER_LINEAGE if parent.lineage != writing.lineage else None
+        statuses: list[ReserveStatus] = []
+        facts: list[Facts | None] = []
+        for spec in objects:
+            status, made = stopped, None
+            if status is None:
+                status, made = self._one(writing, spec)
+                if spec.group == 0 and status in (ReserveStatus.OTHER_LINEAGE, ReserveStatus.NO_ROOM):
+                    stopped = status  # nothing below these rows can stand
+            statuses.append(status)
+            facts.append(made)
+        return statuses, facts
+
+    def _one(self, writing: Writing, spec: ObjectSpec) -> tuple[ReserveStatus, Facts | None]:
+        namespace, prefix = writing.namespace, writing.chain.hash_at(spec.block)
+        parent_prefix = writing.parent_prefix(spec.block)
+        node = namespace.nodes.get(prefix)
+        if spec.group == 0:
+            parent = namespace.node(parent_prefix)
+            if parent is None:
+                return ReserveStatus.NO_PARENT, None
+            below = writing.lineages.get(spec.block - 1, parent.lineage)
+            lineage = writing.lineages[spec.block] = child_lineage(below, spec.content)
+            if below != parent.lineage:
+                return ReserveStatus.OTHER_LINEAGE, None
+            if node is not None:
+                return self._known(node.rows, node.lineage == lineage, writing.now), None
+        else:
+            if node is None:
+                return ReserveStatus.NO_PARENT, None
+            below = lineage = node.lineage
+            if writing.lineages.get(spec.block) != lineage:  # it was not shown on which rows the state was computed
+                return ReserveStatus.OTHER_LINEAGE, None
+            state = node.state(spec.group)
+            if state is not None:
+                return self._known(state, state.facts.content == spec.content, writing.now), None
+        count = namespace.slots_needed(spec.group)
+        stands_on = self._room.find(BlockKey(parent_prefix if spec.group == 0 else prefix, 0))
+        if not self._copies.host_room(namespace, count, stands_on, writing.actions):
+            return ReserveStatus.NO_ROOM, None
+        if node is None:
+            parent = namespace.node(parent_prefix)
+            assert parent is not None, "the parent went to make room for its child"
+            node = namespace.add_node(prefix, parent)
+        facts = Facts(
+            key=BlockKey(prefix, spec.group),
+            namespace=namespace.name,
+            parent=parent_prefix if spec.group == 0 else prefix,
+            block=node.block,
+            generation=self.generation,
+            lineage=lineage,
+            parent_lineage=below,
+            content=spec.content,
+            raw_bytes=spec.length,
+            written_at=writing.written_at,
+            writer=writing.writer,
+            object_class=_class_of(node, writing.hints),
+            ttl_seconds=writing.hints.ttl_seconds,
+        )
+        self.generation += 1
+        self._add(Entry(node, facts, writing.now), count)
+        return ReserveStatus.WANTED, facts
+
+    def _known(self, entry: Entry | None, is_same: bool, now: float) -> ReserveStatus:
+        """The object is stored, or on its way: from the same run or from another?"""
+        self._lifetimes.touch(entry, now)
+        return ReserveStatus.EXISTS if is_same else ReserveStatus.OTHER_LINEAGE
+
+    def _add(self, entry: Entry, count: int) -> None:
+        namespace, tier = entry.node.namespace, Tier.HOST
+        slots = self._room.allocate(entry, tier, namespace.name, namespace.slot_pages, count)
+        self._lifetimes.add(entry)
+        self._room.attach(entry, tier, Held(CopyStatus.INCOMING, slots, entry.facts.raw_bytes))
+
+
+def _class_of(node: Node, hints: Hints) -> ObjectClass:
+    """Rows and states up to a breakpoint are shared by declaration; the rest belongs to the session."""
+    is_shared = any(node.end_tokens <= point for point in hints.breakpoints)
+    return ObjectClass.SHARED if is_shared else ObjectClass.SESSION

@@ -1,0 +1,42 @@
+"""What an operator decides about a planner, and what it counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kvstore.core.keys import PAGE_BYTES, Tier
+from kvstore.core.placement import DEFAULT_PLACEMENT, Placement
+from kvstore.core.space import region_pages
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an operator decides. Bytes and seconds."""
+
+    host_bytes: int
+    disk_bytes: int = 0
+    placement: Placement = DEFAULT_PLACEMENT
+    lease_seconds: float = 30.0
+    pinned_share: float = 0.5  # pins hold at most this share of the host tier's bytes
+    segment_bytes: int | None = None  # disk segment; None: 1/64 of the tier, at least 16 MiB where that fits four times
+
+
+@dataclass(slots=True)
+class Counts:
+    """Events since the planner was made."""
+
+    lookups: int = 0
+    hit_tokens: int = 0
+    asked_tokens: int = 0
+    other_lineage: int = 0
+    evicted: dict[Tier, int] = field(default_factory=lambda: {Tier.HOST: 0, Tier.DISK: 0})
+    expired: int = 0
+    lost: int = 0
+
+
+def segment_pages(settings: Settings) -> int:
+    """Pages of a disk segment; large enough for the frames of the largest states where the tier allows it."""
+    if settings.segment_bytes is not None:
+        return settings.segment_bytes // PAGE_BYTES
+    least = min(16 << 20, settings.disk_bytes // 4) // PAGE_BYTES
+    return max(region_pages(settings.disk_bytes), least, 2)
