@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from kvstore.core.errors import InvalidInput, LayoutMismatch, OtherBootEpoch, UnknownNamespace
 from kvstore.core.fingerprint import fingerprint
 from kvstore.core.keys import BlockKey
+from kvstore.core.prefix import namespace_id
 from kvstore.daemon import streams
 from kvstore.rpc import convert
 from kvstore.rpc.enums import DURABILITY, RESERVE_STATUS, SESSION_EVENT
@@ -15,6 +16,7 @@ from kvstore.rpc.layouts import layout_from_wire
 from kvstore.rpc.limits import (
     MAX_BATCH_BLOCKS,
     MAX_CHUNK_BYTES,
+    MAX_NEW_NAMESPACES,
     MAX_PIN_SECONDS,
     MAX_REASON,
     MAX_RELEASES,
@@ -34,6 +36,7 @@ class KVStoreService:
         self._lease_seconds = lease_seconds
         self._version = version
         self._lengths = streams.ReservedLengths()
+        self._created = 0  # namespaces; two threads may both pass the last free place, which does no harm
 
     def hello(self, request: pb.HelloRequest, deadline: float) -> pb.HelloResponse:
         layout = layout_from_wire(request.layout)
@@ -44,7 +47,12 @@ class KVStoreService:
                 f"the worker's fingerprint of layout {layout.model} is not the daemon's: "
                 "run the same version of kvstore on both sides"
             )
+        if self._created >= MAX_NEW_NAMESPACES and self._store.namespace(namespace_id(TENANT, theirs)) is None:
+            raise InvalidInput(
+                f"this daemon opened {MAX_NEW_NAMESPACES} new namespaces, its limit: use a known layout, or restart it"
+            )
         namespace = self._store.hello(TENANT, layout, request.existing_only)
+        self._created += namespace.created
         return pb.HelloResponse(
             namespace_id=namespace.id,
             root=namespace.root,

@@ -38,6 +38,14 @@ def test_a_near_miss_is_refused_where_only_known_layouts_are_wanted(peer):
     assert isinstance(error, LayoutMismatch) and "revision" in str(error)
 
 
+def test_new_namespaces_are_bounded_and_known_ones_stay_open(peer, monkeypatch):
+    monkeypatch.setattr("kvstore.daemon.service.MAX_NEW_NAMESPACES", 2)
+    peer.say_hello(presets.v4_tiny("second"))
+    error = refusal(peer.say_hello, presets.v4_tiny("third"))
+    assert isinstance(error, InvalidInput) and "its limit" in str(error)
+    assert not peer.say_hello().created
+
+
 def test_a_fingerprint_that_is_not_the_layouts_is_refused(peer):
     request = pb.HelloRequest(layout=layout_to_wire(LAYOUT), fingerprint=bytes(32), worker_id=WORKER)
     assert isinstance(refusal(peer.call, "Hello", request), LayoutMismatch)
