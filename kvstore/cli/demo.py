@@ -111,7 +111,7 @@ def _run(folder: Path, status: Status) -> tuple[list[Step], float]:
         daemon.start()
         daemon.wait_until_ready()
         fourth = _ask(workers["c"], _prompt(texts, "c"), ANSWER_TOKENS)
-        steps.append(_step("C, after a restart", fourth, AGENT_PROMPT_TOKENS, "disk", "resumed from disk"))
+        steps.append(_step("C, restarted", fourth, AGENT_PROMPT_TOKENS, "disk", "resumed from disk"))
 
         status.update("the daemon is killed in the middle of worker D's request ...")
         workers["d"].ask(_request("d", _prompt(texts, "d"), ANSWER_TOKENS, pause=True))
@@ -120,7 +120,7 @@ def _run(folder: Path, status: Status) -> tuple[list[Step], float]:
         workers["d"].go_on()
         fifth = workers["d"].told("done")
         planned = looked_up.get("planned_tokens") == AGENT_PROMPT_TOKENS
-        step = _step("D, daemon killed", fifth, 0, None, "promised a hit, and cold after the kill", planned)
+        step = _step("D, store killed", fifth, 0, None, "promised a hit, and cold after the kill", planned)
         return [*steps, step], ready_s
 
 
