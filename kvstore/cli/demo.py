@@ -197,6 +197,7 @@ def _print_table(steps: list[Step], seconds: float) -> None:
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
+        show_edge=False,
     )
     table.add_column("who", no_wrap=True)
     for column in ("prompt\ntokens", "resumed", "recomputed"):
