@@ -17,7 +17,7 @@ from kvstore.config import load_config
 from kvstore.core.sizes import format_size
 from kvstore.daemon.opening import open_daemon
 from kvstore.daemon.server import Daemon, server_version
-from kvstore.daemon.signals import run_until_signalled
+from kvstore.daemon.signals import StopSignals
 
 log = logging.getLogger("kvstore.daemon")
 
@@ -36,15 +36,20 @@ def serve_command(
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     flags = {"listen": listen, "host.bytes": host_bytes, "disk.folder": disk, "disk.bytes": disk_bytes}
     settings = load_config(config, flags)
-    daemon = open_daemon(settings)
+    with StopSignals() as signals:
+        daemon = open_daemon(settings)
+        _announce(daemon, as_json)
+        signals.serve(daemon, settings.drain_seconds)
+    _leave()
+
+
+def _announce(daemon: Daemon, as_json: bool) -> None:
     facts = ready_facts(daemon)
     if daemon.address.path is None:
         log.warning("every user of this machine can connect to %s: a unix: socket is open to one", facts["address"])
     print(_ready_line(facts), file=sys.stderr, flush=True)
     if as_json:
         print(json.dumps(facts), flush=True)
-    run_until_signalled(daemon, settings.drain_seconds)
-    _leave()
 
 
 def ready_facts(daemon: Daemon) -> dict[str, object]:

@@ -235,7 +235,7 @@ from daemon_peer import config_at
 from memory_store import MemoryStore
 from kvstore.core.keys import BlockKey
 from kvstore.daemon.server import Daemon
-from kvstore.daemon.signals import run_until_signalled
+from kvstore.daemon.signals import StopSignals
 
 class Store(MemoryStore):
     def open_objects(self, lease, keys, deadline):
@@ -244,10 +244,11 @@ class Store(MemoryStore):
     def close(self, drain_seconds):
         print("closed", drain_seconds > 0, flush=True)
 
-daemon = Daemon(config_at(Path(sys.argv[1])))
-daemon.start(Store())
-print("ready", flush=True)
-run_until_signalled(daemon, drain_seconds=30.0)
+with StopSignals() as signals:
+    daemon = Daemon(config_at(Path(sys.argv[1])))
+    daemon.start(Store())
+    print("ready", flush=True)
+    signals.serve(daemon, drain_seconds=30.0)
 """
 
 
