@@ -66,30 +66,38 @@ class Uploads:
             objects=specs_to_wire(job.specs),
             hints=hints_to_wire(job.hints),
         )
-        reservation, statuses = self._reserve(session, request, deadline)
-        wanted = [index for index, status in enumerate(statuses) if status is ReserveStatus.WANTED]
-        if wanted:
-            header = pb.PutHeader(
-                namespace_id=session.namespace,
-                boot_epoch=session.boot_epoch,
-                reservation=reservation,
-                objects=wanted,
-            )
-            objects = [job.objects[index] for index in wanted]
-            frames = put_frames(header, objects, session.chunk_bytes)
-            answer = self._link.call(self._link.calls.put, frames, deadline)
-            if len(answer.statuses) != len(wanted):
-                raise self._link.failure(InvalidInput("the store answered for other objects than were put"))
-            for index, value in zip(wanted, answer.statuses, strict=True):
-                outcome = self._core(PUT_STATUS.to_core, value)
-                self._link.counters.add(f"objects_{outcome.value}")
-                if outcome is PutStatus.STORED:
-                    self._link.counters.add("put_bytes", job.specs[index].length)
+        while True:
+            reservation, statuses = self._reserve(session, request, deadline)
+            wanted = [index for index, status in enumerate(statuses) if status is ReserveStatus.WANTED]
+            if wanted:
+                self._send(session, job, reservation, wanted, deadline)
+            if not wanted or ReserveStatus.NO_ROOM not in statuses:
+                break
+            # room ran out half-way: the first part must be there before it can leave the host for the second
+            self._link.call(self._link.calls.commit, _commit_of(session, reservation, durable=False), deadline)
+            self._link.counters.add("puts_continued")
         for status in statuses:
             if status is not ReserveStatus.WANTED:
                 self._link.counters.add(f"objects_{status.value.replace(' ', '_')}")
         self._link.counters.add("puts")
         self._remember(Uploaded(request, job.root, (reservation, session.boot_epoch), self._link.deadline(0)))
+
+    def _send(self, session: Session, job: PutJob, reservation: int, wanted: list[int], deadline: float) -> None:
+        header = pb.PutHeader(
+            namespace_id=session.namespace,
+            boot_epoch=session.boot_epoch,
+            reservation=reservation,
+            objects=wanted,
+        )
+        frames = put_frames(header, [job.objects[index] for index in wanted], session.chunk_bytes)
+        answer = self._link.call(self._link.calls.put, frames, deadline)
+        if len(answer.statuses) != len(wanted):
+            raise self._link.failure(InvalidInput("the store answered for other objects than were put"))
+        for index, value in zip(wanted, answer.statuses, strict=True):
+            outcome = self._core(PUT_STATUS.to_core, value)
+            self._link.counters.add(f"objects_{outcome.value}")
+            if outcome is PutStatus.STORED:
+                self._link.counters.add("put_bytes", job.specs[index].length)
 
     def _reserve(
         self, session: Session, request: pb.ReserveRequest, deadline: float
@@ -146,13 +154,7 @@ class Uploads:
         else:
             reservation = uploaded.reservation[0]
         uploaded.reservation = None
-        request = pb.CommitRequest(
-            namespace_id=session.namespace,
-            boot_epoch=session.boot_epoch,
-            reservation=reservation,
-            durable=durable,
-        )
-        answer = self._link.call(self._link.calls.commit, request, deadline)
+        answer = self._link.call(self._link.calls.commit, _commit_of(session, reservation, durable=durable), deadline)
         levels = [self._core(DURABILITY.to_core, value) for value in answer.durabilities]
         return len(levels) == len(uploaded.request.objects) and all(level is Durability.DISK for level in levels)
 
@@ -169,3 +171,9 @@ class Uploads:
             if oldest.reservation is not None:
                 self._settle(oldest, durable=False, deadline=self._link.deadline(self._put_seconds))
             self._has_forgotten = True
+
+
+def _commit_of(session: Session, reservation: int, *, durable: bool) -> pb.CommitRequest:
+    return pb.CommitRequest(
+        namespace_id=session.namespace, boot_epoch=session.boot_epoch, reservation=reservation, durable=durable
+    )

@@ -33,12 +33,12 @@ def start(tmp_path):
     tmp_path.chmod(0o700)
     running = []
 
-    def start():
+    def start(host_bytes="64MiB"):
         while running:
             running.pop().stop(5.0)
         flags = {
             "listen": f"unix:{tmp_path}/kv.sock",
-            "host.bytes": "64MiB",
+            "host.bytes": host_bytes,
             "disk.folder": str(tmp_path / "disk"),
             "disk.bytes": "256MiB",
         }
@@ -198,3 +198,17 @@ def test_a_killed_daemon_costs_a_miss_and_durable_bytes_come_back(tmp_path, conn
             process.kill()
             process.wait()
             process.stdout.close()
+
+
+def test_one_put_larger_than_the_host_goes_through_it_to_disk(start, connect):
+    start(host_bytes="8MiB")
+    layout = presets.v4_demo()
+    writer, reader = connect(layout), connect(layout)
+    blocks = 600  # 13 MB of rows
+    tokens, rows, states = sample(layout, blocks, states=(blocks * layout.block_tokens,))
+    assert writer.put(tokens, first_block=0, rows=rows, states=states)
+    assert writer.flush(60.0, durable=True)
+    assert writer.counters["puts_continued"] > 0
+    with reader.lookup(np.append(tokens, 7)) as match, reader.fetch(match) as blocks_read:
+        assert blocks_read.plan.tokens == blocks * layout.block_tokens and blocks_read.tier is Tier.DISK
+        assert_rows(blocks_read, rows, blocks)
