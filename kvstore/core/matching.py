@@ -153,12 +153,14 @@ def _resume_points(namespace: Namespace, rows: Node, limit: int) -> list[tuple[N
     """Boundaries at or below `limit` tokens from which a worker can go on, deepest first."""
     layout, points = namespace.layout, list[tuple[Node, Entry | None]]()
     group = layout.state_group
-    node: Node | None = _ancestor(rows, limit // layout.block_tokens - 1)
-    while node is not None and node.parent is not None and len(points) < MAX_RESUME_POINTS:
-        if node.end_tokens % layout.resume_alignment == 0:
+    step = layout.resume_alignment // layout.block_tokens
+    node = _ancestor(rows, limit // layout.block_tokens - 1)
+    while node.parent is not None and len(points) < MAX_RESUME_POINTS:
+        # most blocks have no state, and a chain has thousands of blocks: the cheap question first
+        if (group is None or node.states) and (node.block + 1) % step == 0:
             if group is None:
                 points.append((node, None))
-            elif node.states:
+            else:
                 state = node.state(group)
                 if state is not None and _is_offered(state):
                     points.append((node, state))
