@@ -24,7 +24,7 @@ class Copies:
     def __init__(self, room: Room, counts: Counts) -> None:
         self._room = room
         self._counts = counts
-        self._unwritten: dict[BlockKey, None] = {}  # on the host only, because a copy to disk failed
+        self._unwritten: dict[BlockKey, None] = {}  # on the host only: a copy to disk failed or went bad
 
     # -- starting -------------------------------------------------------------------------------
     def host_room(self, namespace: Namespace, count: int, holding: Entry | None, actions: list[Action]) -> bool:
@@ -92,6 +92,10 @@ class Copies:
                 waiting += node.states
         return actions
 
+    def write_again(self, entry: Entry) -> None:
+        """Let a later tick copy it to disk: its copy there is gone."""
+        self._unwritten[entry.facts.key] = None
+
     def retry_writes(self) -> list[Action]:
         """Try again to copy to disk what failed before, oldest first and a few at a time."""
         actions: list[Action] = []
@@ -138,7 +142,7 @@ class Copies:
         actions = self._free_source(entry, tier)
         held.status = CopyStatus.READY  # nobody writes it any more: its slots can be freed
         if tier is Tier.DISK:
-            self._unwritten[key] = None
+            self.write_again(entry)
         return actions + list(self._room.lose(entry, tier))
 
     # -- using ----------------------------------------------------------------------------------

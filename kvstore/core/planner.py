@@ -62,7 +62,7 @@ class Planner:
         self.spaces[tier].add_regions(regions)
 
     def retire(self, tier: Tier, region: int) -> list[Action]:
-        """A region's device failed or has no room: nothing lies there any more, and nothing will."""
+        """A region's device failed or has no room: nothing lies there any more, nor will before `revive`."""
         space = self.spaces[tier]
         actions: list[Action] = []
         for key in sorted(set(space.regions[region].holders.values())):
@@ -71,6 +71,10 @@ class Planner:
                 actions += self.corrupt(key, entry.facts.generation, tier)
         space.retire(region)
         return actions
+
+    def revive(self, tier: Tier, region: int) -> bool:
+        """A retired region may be tried again. False while a copy there has not ended."""
+        return self.spaces[tier].revive(region)
 
     def add_namespace(self, name: bytes, root: bytes, layout: ModelLayout) -> Namespace:
         """Open a namespace, or find it open."""
@@ -98,6 +102,24 @@ class Planner:
             entry.facts.key: frozenset((tier.value, held.status.value) for tier, held in entry.copies())
             for entry in self._room.entries()
         }
+
+    def survives(self, key: BlockKey, known: set[bytes]) -> bool:
+        """Whether a restart brings this object back: it and the rows that it stands on are on disk.
+
+        `known` are prefixes of which that was found before; what is found now is added.
+        """
+        entry = self._room.find(key)
+        if entry is None or not entry.is_ready(Tier.DISK):
+            return False
+        walked: list[bytes] = []
+        node: Node | None = entry.node
+        while node is not None and node.parent is not None and node.prefix not in known:
+            if node.rows is None or not node.rows.is_ready(Tier.DISK):
+                return False
+            walked.append(node.prefix)
+            node = node.parent
+        known.update(walked)
+        return True
 
     def take_touched(self) -> set[BlockKey]:
         """Objects used since the last call, for a shell that remembers recency over restarts."""
@@ -195,7 +217,10 @@ class Planner:
         if entry is None or entry.facts.generation != generation or not entry.is_ready(tier):
             return []
         self.counts.lost += 1
-        return list(self._room.lose(entry, tier))
+        drops = self._room.lose(entry, tier)
+        if entry.is_ready(Tier.HOST):  # what stands on it on disk would not survive a restart without it
+            self._copies.write_again(entry)
+        return list(drops)
 
     def report(self, key: BlockKey) -> list[Action]:
         """A worker found an object wrong: drop all its copies."""

@@ -119,6 +119,15 @@ class Space:
             self._free_slots[region.owner] -= len(region.free)
             region.free = []
 
+    def revive(self, number: int) -> bool:
+        """Take a retired region back into use. False while something is still held there."""
+        region = self.regions[number]
+        if not region.is_retired or region.owner is not None:
+            return False
+        region.is_retired = False
+        self._pool.append(number)
+        return True
+
     @property
     def total_pages(self) -> int:
         return sum(not region.is_retired for region in self.regions) * self.region_pages

@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 
 from kvstore.codec.frame import decode_frame
@@ -77,6 +77,7 @@ class Store:
         self._last_reservation = 0
         self._rates = Rates()
         self._troubles: dict[Tier, str] = {}
+        self._shut: deque[int] = deque()  # segments that could not be made; each is tried again later
         self._bad: set[tuple[BlockKey, int]] = set()  # frames to be erased when their slot is free
         self._persisted_at = clock()
         self._mover = Mover(host, disk, self, config.codec, config.promote_threads)
@@ -289,7 +290,8 @@ class Store:
                 left = deadline - time.monotonic()
                 if left <= 0 or not self._changed.wait(left):
                     break
-            return [Durability.NONE if key is None else self._durability(key) for key in stored]
+            known: set[bytes] = set()
+            return [Durability.NONE if key is None else self._durability(key, known) for key in stored]
 
     # -- the rest of the service ----------------------------------------------------------------
     def report(self, namespace_id: bytes, key: BlockKey, reason: str) -> bool:
@@ -358,6 +360,7 @@ class Store:
                     for index in range(len(reservation.facts)):
                         self._give_up(reservation, index)
             self._run(self._planner.tick(now))
+            self._try_a_shut_segment()
             self._changed.notify_all()
             is_due = now - self._persisted_at >= self.config.persist_seconds
         if is_due:
@@ -420,7 +423,8 @@ class Store:
                 self.counters[f"copies_{target.value}" + ("" if is_whole else "_failed")] += 1
             if nbytes and target is Tier.DISK:
                 self._rates.note_written(Tier.DISK, nbytes, seconds)
-                self._troubles.pop(Tier.DISK, None)
+                if not self._shut and all(is_whole for _, is_whole in copies):
+                    self._troubles.pop(Tier.DISK, None)
             elif nbytes:
                 self._rates.note_read(Tier.DISK, nbytes, seconds)
             self._changed.notify_all()
@@ -439,6 +443,8 @@ class Store:
         with self._changed:
             self.counters["retired_segments"] += 1
             self._run(self._planner.retire(Tier.DISK, segment))
+            if self._disk is not None and segment not in self._disk.bad_segments and segment not in self._shut:
+                self._shut.append(segment)
             self._changed.notify_all()
 
     def trouble(self, tier: Tier, why: str) -> None:
@@ -564,15 +570,22 @@ class Store:
         self._run(self._planner.failed(facts.key, facts.generation, Tier.HOST, self._clock()))
         self._changed.notify_all()
 
+    def _try_a_shut_segment(self) -> None:
+        """One segment that could not be made, for want of room as a rule, may be tried again: one a tick."""
+        if self._shut and not self._planner.revive(Tier.DISK, self._shut[0]):
+            self._shut.rotate(-1)  # a copy there has not ended
+        elif self._shut:
+            self._shut.popleft()
+
     def _is_being_written(self, key: BlockKey) -> bool:
         entry = self._planner.entry(key)
         return entry is not None and entry.disk is not None and not entry.is_ready(Tier.DISK)
 
-    def _durability(self, key: BlockKey) -> Durability:
+    def _durability(self, key: BlockKey, known: set[bytes]) -> Durability:
         entry = self._planner.entry(key)
         if entry is None or not entry.is_stored:
             return Durability.NONE
-        return Durability.DISK if entry.is_ready(Tier.DISK) else Durability.MEMORY
+        return Durability.DISK if self._planner.survives(key, known) else Durability.MEMORY
 
     def _last_used_wall(self, key: BlockKey) -> float:
         entry = self._planner.entry(key)
