@@ -8,6 +8,7 @@ frames agrees with it; else the segments' headers give them. Either way the daem
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -116,6 +117,7 @@ def _entries(
         highest = max((entry.generation for entry in entries), default=0)
         return entries, highest + GENERATION_LEAP, "rebuilt"
     lost = len(contents.entries) - len(entries)
+    entries = _without_overwritten(folder, entries, headers)
     if lost:
         problems.append(f"{lost} objects lay in segments that are gone or have other slots now: dropped")
     return entries, contents.next_generation + GENERATION_LEAP, "manifest"
@@ -140,18 +142,31 @@ def _compare_sample(folder: Path, entries: Sequence[ManifestEntry], headers: dic
     """
     step = max(1, len(entries) // SAMPLED_FRAMES)
     sample = list(islice(entries, 0, None, step))
-    wrong = 0
-    for entry in sample:
-        segment_pages = next(iter(headers.values())).segment_pages
-        segment, start = divmod(entry.page, segment_pages)
-        fd = os.open(segments.path_of(folder, segment), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            found = entry_at(fd, headers[segment], start)
-        finally:
-            os.close(fd)
-        wrong += found is None or (found.key, found.generation) != (entry.key, entry.generation)
+    wrong = sum(not _lies_there(folder, entry, headers) for entry in sample)
     if 2 * wrong > len(sample):
         raise CorruptFrame(f"{wrong} of {len(sample)} frames are not what the manifest says")
+
+
+def _without_overwritten(
+    folder: Path, entries: Sequence[ManifestEntry], headers: dict[int, SegmentHeader]
+) -> list[ManifestEntry]:
+    """Of entries on one page, the one whose frame lies there; no generation can tell.
+
+    A slot is given out again when its object is dropped, and the new frame may be committed just before the drop is.
+    """
+    claims = Counter(entry.page for entry in entries)
+    return [entry for entry in entries if claims[entry.page] == 1 or _lies_there(folder, entry, headers)]
+
+
+def _lies_there(folder: Path, entry: ManifestEntry, headers: dict[int, SegmentHeader]) -> bool:
+    """Whether the frame's header on disk is of this object and generation. OSError."""
+    segment, start = divmod(entry.page, next(iter(headers.values())).segment_pages)
+    fd = os.open(segments.path_of(folder, segment), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        found = entry_at(fd, headers[segment], start)
+    finally:
+        os.close(fd)
+    return found is not None and (found.key, found.generation) == (entry.key, entry.generation)
 
 
 def _set_aside(path: Path) -> None:

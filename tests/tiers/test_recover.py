@@ -175,6 +175,16 @@ def test_of_two_entries_on_one_page_the_higher_generation_wins(folder):
     assert len({entry.page for entry in recovered.entries}) == len(recovered.entries)
 
 
+def test_of_two_entries_on_one_page_the_one_whose_frame_lies_there_wins(folder):
+    tier = open_tier(folder)
+    tier.write(page_of(3), frame_of(header_of(50, generation=2)))  # older than number 3, whose slot it was given
+    tier.sync([0])
+    tier.manifest.commit([entry_for(50, page=page_of(3), generation=2)], [])  # durable; crashed before the drop
+    tier.close()
+    _, found = reopened(folder)
+    assert found == {number: raw_of(number) for number in [*range(OBJECTS), 50] if number != 3}
+
+
 def test_of_two_frames_of_one_object_the_newer_is_rebuilt(folder):
     tier = open_tier(folder)
     tier.write(page_of(33), frame_of(header_of(3, generation=99)))
