@@ -32,6 +32,7 @@ from kvstore.tiers.manifest_record import ManifestEntry
 QUEUE_ACTIONS = 1 << 17  # an action is some 200 bytes; host slots bound the copies long before
 BATCH_ACTIONS = 64  # a sync costs some 10 ms however much it covers (MEASURED section 1)
 BATCH_BYTES = 64 << 20
+RENEW_SECONDS = 10.0  # between two tries to write a manifest anew: each writes every entry
 IDLE_SECONDS = 0.2  # how often an idle thread looks whether it should end
 
 ActionT = TypeVar("ActionT", Copy, Copy | Drop)
@@ -48,7 +49,7 @@ class Described(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A frame that lies in its slot, not yet synced."""
+    """A frame that lies in its slot."""
 
     facts: Facts
     page: int
@@ -68,6 +69,7 @@ class Reports(Protocol):
     def trouble(self, tier: Tier, why: str) -> None: ...
     def populated(self) -> None: ...
     def last_used(self, key: BlockKey) -> float: ...
+    def on_disk(self) -> Sequence[Written]: ...
 
 
 class Mover:
@@ -85,6 +87,7 @@ class Mover:
         self._pending = 0  # submitted and not ended; guarded by _count
         self._count = threading.Lock()
         self._closing = threading.Event()
+        self._renew_at = 0.0  # on time.monotonic
         self._slot_pages = dict(disk.recovered.slot_pages) if disk is not None else {}
         works: list[tuple[str, Callable[[], None]]] = [("kv-populate", self._populate)]
         if disk is not None:
@@ -208,6 +211,7 @@ class Mover:
         touched |= self._erase(drops)
         try:
             self._disk.sync(touched)
+            self._renew_manifest()
             self._disk.manifest.commit(
                 [self._manifest_entry(one) for one in written],
                 [drop.key for drop in drops if not self._reports.is_superseded(drop)],
@@ -269,6 +273,14 @@ class Mover:
                 except TierFault as fault:
                     self._reports.trouble(Tier.DISK, str(fault))
         return touched
+
+    def _renew_manifest(self) -> None:
+        """After a failed sync of the manifest its file is left alone: what is known to be on disk goes to a new one."""
+        assert self._disk is not None
+        if not self._disk.manifest.is_broken or time.monotonic() < self._renew_at:
+            return
+        self._renew_at = time.monotonic() + RENEW_SECONDS
+        self._disk.renew_manifest([self._manifest_entry(one) for one in self._reports.on_disk()])
 
     def _manifest_entry(self, one: Written) -> ManifestEntry:
         facts = one.facts

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from kvstore.core.layout_json import load_layout
 from kvstore.core.planner import Planner
 from kvstore.core.prefix import namespace_id
 from kvstore.tiers.disk import DiskTier
+from kvstore.tiers.folder import sync_folder
 from kvstore.tiers.manifest_record import ManifestEntry
 
 SECRET_ID_FILE = "secret.id"
@@ -42,19 +44,31 @@ def check_secret(folder: Path, secret: bytes) -> None:
     """Refuse a folder that was written under another secret: its blocks could never be found, only lost."""
     path, name = folder / SECRET_ID_FILE, secret_id(secret)
     try:
-        known = path.read_text().strip()
-    except FileNotFoundError:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(name + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        return
+        known = path.read_bytes().decode("ascii", "replace").strip() if path.exists() else ""
+        if re.fullmatch("[0-9a-f]{16}", known) is None:  # a first start, or its name was cut off or damaged
+            known = name
+            _write_name(path, name)
+    except OSError as error:
+        raise OperatorError(
+            f"disk folder {folder} cannot be used: {error.strerror}; make it writable for this user or choose another"
+        ) from error
     if known != name:
         raise OperatorError(
             f"disk folder {folder} was written under secret {known[:16]}, the daemon was given {name}: "
             "give it that secret, or an empty folder"
         )
+
+
+def _write_name(path: Path, name: str) -> None:
+    """Whole or not at all: a start that is killed here must not keep the next one from starting."""
+    partial = path.with_suffix(".new")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(name + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync_folder(path.parent)
 
 
 def secret_id(secret: bytes) -> str:

@@ -31,7 +31,7 @@ from kvstore.core.prefix import namespace_id, namespace_root
 from kvstore.core.reserve import Durability, ObjectSpec, PutStatus, ReserveStatus
 from kvstore.core.settings import Settings, segment_pages
 from kvstore.core.space import region_pages
-from kvstore.store.mover import Described, Mover
+from kvstore.store.mover import Described, Mover, Written
 from kvstore.store.objects import NamespaceState, OpenedNamespace, OpenObject, Reservation, StoreStatus, TierState
 from kvstore.store.rates import Rates
 from kvstore.store.recovery import RestoredNamespace, check_secret, restore
@@ -73,6 +73,8 @@ class Store:
         self._planner = Planner(settings, first_generation=disk.recovered.next_generation if disk is not None else 1)
         self._namespaces: dict[bytes, RestoredNamespace] = {}
         self._described: dict[bytes, Described] = {}
+        self._naming = threading.Lock()  # one writer of names at a time; taken before `_lock`, held across its I/O
+        self._unnamed: dict[bytes, None] = {}  # namespaces that the folder does not name: a restart would forget them
         self._reservations: dict[int, Reservation] = {}
         self._last_reservation = 0
         self._rates = Rates()
@@ -123,13 +125,11 @@ class Store:
                     f"layout mismatch: the store knows {layout.model} with other values of {', '.join(nearest)}; "
                     "make the layouts equal, or open a namespace of its own"
                 )
-            if self._disk is not None:
-                try:
-                    self._disk.manifest.save_namespace(name, tenant, dump_layout(layout))
-                except TierFault as fault:  # served from memory; after a restart its objects would be forgotten
-                    self.trouble(Tier.DISK, str(fault))
             with self._lock:
                 self._open_namespace(tenant, layout)
+                if self._disk is not None:
+                    self._unnamed[name] = None
+            self._save_names()
         root = namespace_root(self.config.secret, tenant, mark)
         return OpenedNamespace(name, root, layout, not is_known, nearest)
 
@@ -363,6 +363,8 @@ class Store:
             self._try_a_shut_segment()
             self._changed.notify_all()
             is_due = now - self._persisted_at >= self.config.persist_seconds
+        if self._unnamed:
+            self._save_names()
         if is_due:
             self._persist_recency()
 
@@ -463,6 +465,16 @@ class Store:
         with self._lock:
             return self._last_used_wall(key)
 
+    def on_disk(self) -> list[Written]:
+        """Every whole copy on disk; for a manifest that is written anew."""
+        with self._lock:
+            entries = [self._planner.entry(key) for key in self._planner.snapshot()]
+            return [
+                Written(entry.facts, entry.disk.slots[0], entry.disk.nbytes)
+                for entry in entries
+                if entry is not None and entry.disk is not None and entry.is_ready(Tier.DISK)
+            ]
+
     # -- private --------------------------------------------------------------------------------
     def _start(self) -> None:
         with self._lock:
@@ -485,6 +497,20 @@ class Store:
         opened = self._planner.add_namespace(name, namespace_root(self.config.secret, tenant, mark), layout)
         self._namespaces[name] = RestoredNamespace(tenant, layout)
         self._described[name] = Described(layout, mark, opened.cuts)
+
+    def _save_names(self) -> None:
+        """Let the folder name every open namespace. What it cannot name is served, and tried again by `tick`."""
+        with self._naming:
+            for name in list(self._unnamed):
+                tenant, layout = self._namespaces[name]
+                try:
+                    assert self._disk is not None
+                    self._disk.manifest.save_namespace(name, tenant, dump_layout(layout))
+                except TierFault as fault:
+                    self.trouble(Tier.DISK, str(fault))
+                    return
+                with self._lock:
+                    self._unnamed.pop(name, None)
 
     def _check_namespace(self, name: bytes) -> RestoredNamespace:
         known = self._namespaces.get(name)
@@ -585,7 +611,8 @@ class Store:
         entry = self._planner.entry(key)
         if entry is None or not entry.is_stored:
             return Durability.NONE
-        return Durability.DISK if self._planner.survives(key, known) else Durability.MEMORY
+        survives = entry.facts.namespace not in self._unnamed and self._planner.survives(key, known)
+        return Durability.DISK if survives else Durability.MEMORY
 
     def _last_used_wall(self, key: BlockKey) -> float:
         entry = self._planner.entry(key)

@@ -21,6 +21,7 @@ from kvstore.tiers import segment as segments
 from kvstore.tiers.buffers import Buffers
 from kvstore.tiers.folder import lock_folder, make_folder, sync_folder
 from kvstore.tiers.manifest import Manifest
+from kvstore.tiers.manifest_record import ManifestEntry
 from kvstore.tiers.recover import Recovered, recover
 from kvstore.tiers.segment import SegmentHeader
 
@@ -124,12 +125,12 @@ class DiskTier:
         """`nbytes` from this page on, unverified, in `into` or in a recycled page-aligned buffer.
 
         The buffer stays the caller's while any view of it lives. CorruptFrame where the file ends first, TierFault
-        where the device refuses.
+        where the device refuses, or the machine grants no buffer.
         """
         segment, start = divmod(page, self.segment_pages)
         self._refuse_bad(segment)
-        target = self._buffers.take(nbytes) if into is None else into[:nbytes]
         try:
+            target = self._buffers.take(nbytes) if into is None else into[:nbytes]
             segments.read_into(self._file(segment), target, start * PAGE_BYTES)
         except FileNotFoundError as error:
             raise CorruptFrame(f"segment {segment} is gone") from error
@@ -146,6 +147,15 @@ class DiskTier:
             segments.write_all(self._file(segment), [_ZERO_PAGE], start * PAGE_BYTES)
         except OSError as error:
             raise _fault("erase from", segment, error) from error
+
+    def renew_manifest(self, entries: Iterable[ManifestEntry]) -> None:
+        """Put a new manifest with these entries in the place of one that is broken. TierFault, and then it stays.
+
+        Called by whoever commits, so that nothing is committed meanwhile.
+        """
+        broken = self.manifest
+        self.manifest = Manifest.create(self.folder, entries, broken.next_generation)
+        broken.close()
 
     def close(self) -> None:
         """Close every file and let go of the folder. Nothing may be under way."""
@@ -199,6 +209,7 @@ _REMEDIES = {
     errno.EDQUOT: "raise the quota or give the disk tier fewer bytes",
     errno.EFBIG: "raise the file size limit (ulimit -f) of the daemon",
     errno.EROFS: "remount the device writable",
+    errno.ENOMEM: "give the daemon's machine more memory, or the host tier less",
 }
 
 

@@ -63,6 +63,11 @@ class Manifest:
         """No generation from here on was ever committed, not even one that was dropped again."""
         return self._next_generation
 
+    @property
+    def is_broken(self) -> bool:
+        """A commit failed in a way after which this file can take no more."""
+        return self._broken is not None
+
     def commit(self, put: Sequence[ManifestEntry], drop: Sequence[BlockKey]) -> None:
         """Drop, then put, all or nothing, durable when it returns. TierFault, and then nothing has changed."""
         keys = [pack_key(key) for key in drop]
@@ -104,7 +109,7 @@ class Manifest:
     def _write(self, write: Callable[[lmdb.Transaction], None]) -> None:
         with self._writing:
             if self._broken is not None:
-                raise TierFault(f"the manifest in {self._folder} is out of use ({self._broken}): restart the daemon")
+                raise TierFault(f"the manifest in {self._folder} is out of use ({self._broken}): check the device")
             try:
                 while not self._fits(write):
                     self._environment.set_mapsize(2 * self._environment.info()["map_size"])

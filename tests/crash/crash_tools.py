@@ -31,12 +31,13 @@ PATIENT = Timeouts(connect_seconds=20, lookup_seconds=20, fetch_seconds=30, put_
 class DaemonProcess:
     """`kvstore serve` on one folder, started and killed as often as the test likes."""
 
-    def __init__(self, folder: Path, host_bytes: str, disk_bytes: str) -> None:
+    def __init__(self, folder: Path, host_bytes: str, disk_bytes: str, environment: Mapping[str, str]) -> None:
         self.address = f"unix:{folder}/kv.sock"
         self.disk = folder / "segments"
         self.log = folder / "daemon.log"
         self._flags = ["--listen", self.address, "--host-bytes", host_bytes, "--disk", str(self.disk)]
         self._flags += ["--disk-bytes", disk_bytes]
+        self._environment = {**ENVIRONMENT, **environment}
         self._process: subprocess.Popen[str] | None = None
 
     def spawn(self) -> None:
@@ -44,7 +45,7 @@ class DaemonProcess:
         with self.log.open("a") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "kvstore.cli.main", "serve", "--json", *self._flags],
-                stdout=subprocess.PIPE, stderr=log, text=True, env=ENVIRONMENT,
+                stdout=subprocess.PIPE, stderr=log, text=True, env=self._environment,
             )  # fmt: skip
 
     def start(self) -> dict[str, object]:
@@ -60,6 +61,14 @@ class DaemonProcess:
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    def trouble(self) -> str:
+        """What `kvstore status` says is wrong with the disk tier."""
+        said = subprocess.run(
+            [sys.executable, "-m", "kvstore.cli.main", "status", "--json", "--connect", self.address],
+            capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=True,
+        )  # fmt: skip
+        return next(tier["trouble"] for tier in json.loads(said.stdout)["tiers"] if tier["tier"] == "disk")
+
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""
         process, self._process = self._process, None
@@ -69,9 +78,11 @@ class DaemonProcess:
 
 
 @contextlib.contextmanager
-def daemon(folder: Path, host_bytes: str, disk_bytes: str) -> Iterator[DaemonProcess]:
+def daemon(
+    folder: Path, host_bytes: str, disk_bytes: str, environment: Mapping[str, str] | None = None
+) -> Iterator[DaemonProcess]:
     folder.chmod(0o700)
-    process = DaemonProcess(folder, host_bytes, disk_bytes)
+    process = DaemonProcess(folder, host_bytes, disk_bytes, environment or {})
     try:
         yield process
     finally:

@@ -74,3 +74,54 @@ def puts_resume(store: Store) -> None:
         return not trouble(store)
 
     tick_until(store, is_well, "the trouble is over")
+
+
+def test_nothing_is_durable_before_its_namespace_has_a_name_on_disk(tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / "d"
+    store = opened(folder)
+    device = Device(monkeypatch, folder)
+    device.refuse("fsync", errno.EIO)
+    stream = Stream(store, v4_demo(), "a", 3)
+    assert "cannot save a namespace" in trouble(store)
+    assert put_durably(store, stream, 0, 2) == set()
+    assert read_back(store, stream) == 0 and stream.lookup(store).rows_tokens == 2 * 128
+    device.mend()
+    store.tick()
+    assert put_durably(store, stream, 0, 3) == {stream.key(0), stream.key(1), stream.key(2)}
+    assert after_a_kill(folder, "a", 3) == {stream.key(0), stream.key(1), stream.key(2)}
+    puts_resume(store)
+    store.close()
+
+
+@pytest.mark.parametrize("left", [b"", b"0123", b"\xff\xfe\x00garbage\n"])
+def test_a_start_that_was_killed_while_it_wrote_the_secrets_name_is_followed_by_one(
+    tmp_path: Path, left: bytes
+) -> None:
+    folder = tmp_path / "d"
+    store = opened(folder)
+    stream = Stream(store, v4_demo(), "a", 2)
+    durable = put_durably(store, stream, 0, 2)
+    store.close()
+    (folder / "secret.id").write_bytes(left)
+    assert after_a_kill(folder, "a", 2) == durable
+    assert len(durable) == 2
+
+
+def test_a_read_that_gets_no_memory_is_a_miss(tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / "d"
+    store = opened(folder)
+    put_durably(store, Stream(store, v4_demo(), "a", 4), 0, 4, (3,))
+    store.close()
+
+    def no_memory(*_: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    store = opened(folder)
+    stream = Stream(store, v4_demo(), "a", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr("kvstore.tiers.buffers.mmap.mmap", no_memory)
+        match = stream.lookup(store)  # starts promotions, which get no buffer
+        assert store.quiesce(20)
+        assert set(stream.fetch(store, match).values()) == {None}
+    puts_resume(store)
+    store.close()
