@@ -6,6 +6,7 @@ import gc
 
 from kvstore.codec.lossless import Codec
 from kvstore.config import Config
+from kvstore.daemon.malloc import keep_freed_memory
 from kvstore.daemon.secret import load_secret
 from kvstore.daemon.server import Daemon
 from kvstore.store.settings import StoreConfig
@@ -14,6 +15,7 @@ from kvstore.store.store import Store
 
 def open_daemon(config: Config) -> Daemon:
     """Raises OperatorError or ConfigError with one sentence, and then holds nothing."""
+    keep_freed_memory()
     daemon = Daemon(config)
     try:
         daemon.start(open_store(config))
