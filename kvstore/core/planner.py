@@ -290,7 +290,7 @@ class Planner:
         if self._room.find(facts.key) is not None:
             return False
         owner = class_pages(frame_bytes)
-        if not self.spaces[Tier.DISK].take(owner, owner, page, facts.key, last_used):
+        if not self.spaces[Tier.DISK].take(owner, owner, page, facts.key, last_used, facts.block):
             return False
         entry = Entry(namespace.add_node(facts.key.prefix, parent) if is_rows else parent, facts, last_used)
         self._lifetimes.add(entry)

@@ -11,6 +11,7 @@ Leases and pins hold an object's copies on every tier; ancestors are held by the
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Hashable, Iterable, Iterator
 
 from kvstore.core.actions import Drop
@@ -21,7 +22,7 @@ from kvstore.core.policy import Policy
 from kvstore.core.space import Region, Space, class_pages
 
 TIERS = (Tier.HOST, Tier.DISK)
-CLOSE_LOOKS = 8  # regions examined for one that can be emptied; each look walks all blocks below its objects
+CLOSE_LOOKS = 64  # regions examined for one that can be emptied; each look walks all blocks below its objects
 
 
 class Room:
@@ -125,7 +126,7 @@ class Room:
         return True
 
     def allocate(self, entry: Entry, tier: Tier, owner: Hashable, slot_pages: int, count: int) -> tuple[int, ...]:
-        return self.spaces[tier].allocate(owner, slot_pages, count, entry.facts.key, entry.last_used)
+        return self.spaces[tier].allocate(owner, slot_pages, count, entry.facts.key, entry.last_used, entry.node.block)
 
     def drop(self, entry: Entry, tier: Tier) -> list[Drop]:
         """Drop one copy and, where it was the last, the entry; states that lose their rows go with them."""
@@ -279,21 +280,28 @@ class Room:
     def _coldest_foreign(self, tier: Tier, owner: Hashable, colder_than: float | None) -> Region | None:
         """The region of another owner that was used longest ago and that nobody holds on to.
 
-        `Region.last_used` knows touches of its own objects only; what lies above a used block counts as used, so
-        the few coldest are looked at closely. None where none is colder than `colder_than`.
+        `Region.last_used` knows touches of its own objects only, but what lies above a used block counts as used: the
+        coldest is looked at closely, and put back where that makes it warmer. Of equally cold ones the deepest
+        goes, because everything above it can stay. None where none is colder than `colder_than`.
         """
         space = self.spaces[tier]
         if space.owners <= (1 if space.owns(owner) else 0):
             return None
-        for region in space.foreign_regions(owner)[:CLOSE_LOOKS]:
-            if colder_than is not None and region.last_used >= colder_than:
+        waiting = [(r.last_used, -r.depth, r.number) for r in space.foreign_regions(owner)]
+        heapq.heapify(waiting)
+        for _ in range(CLOSE_LOOKS):
+            if not waiting or (colder_than is not None and waiting[0][0] >= colder_than):
                 return None
+            _, depth, number = heapq.heappop(waiting)
+            region = space.regions[number]
             entries = [self._entries.get(key) for key in set(region.holders.values())]
             nodes = {node for entry in entries if entry is not None for node in entry.node.subtree()}
             used = [found.last_used for node in nodes for found in (*node.states, node.rows) if found is not None]
-            region.last_used = max(used, default=region.last_used)
-            is_free = None not in entries and all(self._is_free(node) for node in nodes)
-            if is_free and (colder_than is None or region.last_used < colder_than):
+            warmth = max(used, default=region.last_used)
+            if warmth > region.last_used:
+                region.last_used = warmth
+                heapq.heappush(waiting, (warmth, depth, number))
+            elif None not in entries and all(self._is_free(node) for node in nodes):
                 return region
         return None
 

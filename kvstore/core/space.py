@@ -76,7 +76,7 @@ def _row_cuts(section: Section, slot_bytes: int) -> Iterator[int]:
 class Region:
     """One region: who owns it, how it is cut, and which object holds each slot."""
 
-    __slots__ = ("free", "holders", "is_retired", "last_used", "number", "owner", "slot_pages")
+    __slots__ = ("depth", "free", "holders", "is_retired", "last_used", "number", "owner", "slot_pages")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -84,6 +84,7 @@ class Region:
         self.slot_pages = 0
         self.free: list[int] = []
         self.holders: dict[int, BlockKey] = {}
+        self.depth = 0  # deepest block that got a slot since the region was claimed
         self.is_retired = False
         self.last_used = 0.0  # the latest touch of an object in it; a hint for choosing the coldest
 
@@ -152,7 +153,9 @@ class Space:
         """Slots that `owner` could get without anything being dropped."""
         return self._free_slots.get(owner, 0) + len(self._pool) * self.slots_in_region(slot_pages)
 
-    def allocate(self, owner: Hashable, slot_pages: int, count: int, holder: BlockKey, now: float) -> tuple[int, ...]:
+    def allocate(
+        self, owner: Hashable, slot_pages: int, count: int, holder: BlockKey, now: float, depth: int = 0
+    ) -> tuple[int, ...]:
         """`count` slots for `holder`; the caller made sure that there is room."""
         assert self.room(owner, slot_pages) >= count, "allocate without room"
         slots: list[int] = []
@@ -167,12 +170,13 @@ class Space:
                 del partial[region.number]
             region.holders[slot] = holder
             region.last_used = max(region.last_used, now)
+            region.depth = max(region.depth, depth)
             self._free_slots[owner] -= 1
             slots.append(slot)
         self.used_pages += count * slot_pages
         return tuple(slots)
 
-    def take(self, owner: Hashable, slot_pages: int, slot: int, holder: BlockKey, now: float) -> bool:
+    def take(self, owner: Hashable, slot_pages: int, slot: int, holder: BlockKey, now: float, depth: int = 0) -> bool:
         """Claim one given slot, as found by recovery. False where it cannot be: out of range, taken, other size."""
         number, page = divmod(slot, self.region_pages)
         if number >= len(self.regions) or page < self.header_pages or (page - self.header_pages) % slot_pages:
@@ -188,6 +192,7 @@ class Space:
         region.free.remove(slot)
         region.holders[slot] = holder
         region.last_used = max(region.last_used, now)
+        region.depth = max(region.depth, depth)
         self._free_slots[owner] -= 1
         if not region.free:
             self._partial[owner].pop(number, None)
@@ -218,11 +223,8 @@ class Space:
             self.regions[slot // self.region_pages].last_used = now
 
     def foreign_regions(self, owner: Hashable) -> list[Region]:
-        """Regions of other owners, coldest first."""
-        return sorted(
-            (region for region in self.regions if region.owner is not None and region.owner != owner),
-            key=lambda region: region.last_used,
-        )
+        """Regions that other owners use."""
+        return [r for r in self.regions if r.owner is not None and r.owner != owner and not r.is_retired]
 
     def check(self) -> None:
         """Slots are conserved: each is free or held, exactly once."""
@@ -254,7 +256,7 @@ class Space:
 
     def _claim(self, owner: Hashable, slot_pages: int, number: int) -> None:
         region = self.regions[number]
-        region.owner, region.slot_pages, region.last_used = owner, slot_pages, 0.0
+        region.owner, region.slot_pages, region.last_used, region.depth = owner, slot_pages, 0.0, 0
         first = number * self.region_pages + self.header_pages
         count = self.slots_in_region(slot_pages)
         region.free = [first + index * slot_pages for index in reversed(range(count))]
