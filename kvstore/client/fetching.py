@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple
 
 from kvstore.client.buffers import BufferPool, Bytes
@@ -73,6 +74,8 @@ class Receiver:
     def __init__(self, load: Load, wanted: Wanted, base: int, layout: ModelLayout, pool: BufferPool) -> None:
         self._load, self._wanted, self._base = load, wanted, base  # base: block number of chain index 0
         self._lengths = [group.nbytes for group in layout.groups]
+        rows = ((block - base, 0) for block in range(wanted.first, wanted.end))
+        self._names = chain(rows, ((wanted.end - 1 - base, group) for group in wanted.states))  # still to be announced
         sizes = [-(-self._lengths[group] // PAGE_BYTES) * PAGE_BYTES for group in wanted.states]
         room = pool.take(sum(sizes)) if sizes else None
         self._room: dict[int, Bytes] = {}
@@ -109,18 +112,19 @@ class Receiver:
             raise InvalidInput("the stream carries bytes of no object")
 
     def _target(self, start: pb.ObjectStart) -> memoryview | None:
-        """Where the object's bytes go."""
+        """Where the object's bytes go: each place is given out once, so nothing can overwrite what was verified."""
+        block, group = start.name.block, start.name.group
+        if (block, group) != next(self._names, None):
+            raise InvalidInput(f"the stream names block {block} of group {group} where another object comes next")
         if start.status == pb.FETCH_STATUS_MISSING:
             return None
-        block, group = start.name.block + self._base, start.name.group
-        if group >= len(self._lengths) or start.length != self._lengths[group]:
+        length = self._lengths[group]
+        if start.length != length:
             raise InvalidInput(f"the stream announces an object of group {group} with {start.length} bytes")
-        if group == 0 and self._wanted.first <= block < self._wanted.end:
-            length = self._lengths[0]
-            return self._load.rows_bytes[block * length : (block + 1) * length]
-        if group in self._room and block == self._wanted.end - 1:
+        if group:
             return self._room[group].data
-        raise InvalidInput(f"the stream carries block {block} of group {group}, which was not asked for")
+        first = (block + self._base) * length
+        return self._load.rows_bytes[first : first + length]
 
     def _finish(self, start: pb.ObjectStart, target: memoryview) -> None:
         block, group = start.name.block + self._base, start.name.group
@@ -131,10 +135,8 @@ class Receiver:
             raise Gone(corrupt=key)
         if group:
             load.states[group] = self._room[group].reshape(1, -1)
-        elif block == load.rows_here:
-            load.lineages.append(child_lineage(load.lineage(block), content))
         else:
-            raise InvalidInput(f"the stream carries rows of block {block} where {load.rows_here} comes next")
+            load.lineages.append(child_lineage(load.lineage(block), content))
         load.tier = coldest((load.tier, TIER.to_core(start.tier)))
 
 

@@ -126,6 +126,30 @@ def test_nonsense_is_at_worst_a_miss(address, connect, name):
     server.stop(None).wait()
 
 
+def test_a_flipped_bit_in_a_name_does_not_overwrite_what_was_verified(address, connect):
+    """Block 3 comes under the name of block 2, whose bytes were there and verified; telling the store of it fails."""
+    flips = iter([1])  # the first fetch only: the second try finds a sound store
+
+    def renamed(frames):
+        flip = next(flips, 0)
+        for frame in frames:
+            message = pb.FetchResponse.FromString(frame)
+            for start in message.objects:
+                start.name.block ^= flip if (start.name.block, start.name.group) == (3, 0) else 0
+            yield message.SerializeToString()
+
+    store = Babbling("Fetch", renamed)
+    store.shed.add("Report")
+    server = serve(store, address)
+    client = connect()
+    tokens, rows, states = sample(client.layout, 4)
+    assert client.put(tokens, first_block=0, rows=rows, states=states) and client.flush(20)
+    store.is_babbling = True
+    with client.lookup(tokens) as match, client.fetch(match) as blocks:
+        assert_rows(blocks, rows, blocks.plan.tokens // 128)
+    server.stop(None).wait()
+
+
 class FlippingProxy:
     """Passes TCP through and flips one bit of every `every`-th byte that the server sends, once armed."""
 
