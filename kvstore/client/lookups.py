@@ -93,14 +93,26 @@ class Lookups:
         return ClientMatch(asked, found, hashed, Lease(found.lease, answer.boot_epoch, self._release))
 
     def _check(self, found: Match, hashed: HashedTokens, prompt_tokens: int) -> None:
-        """Raise InvalidInput for a match that this prompt cannot have."""
+        """Raise InvalidInput for a match that this prompt and layout cannot have: no checksum guards an answer."""
         plans = [found.plan] if found.replay is None else [found.plan, found.replay]
         boundaries = [point.tokens for point in found.resume_points] + [plan.tokens for plan in plans]
         for tokens in boundaries:
-            if tokens % self._layout.block_tokens or tokens > min(found.rows_tokens, prompt_tokens - 1):
+            if tokens % self._layout.resume_alignment or tokens > min(found.rows_tokens, prompt_tokens - 1):
                 raise InvalidInput(f"the match resumes at {tokens} of {prompt_tokens} tokens, which cannot be")
+        for plan in plans:
+            if plan.compute_from != self._compute_from(plan):
+                raise InvalidInput(f"the match computes from {plan.compute_from} for {plan.tokens}, which is not exact")
         if found.rows_tokens > hashed.blocks * self._layout.block_tokens:
             raise InvalidInput(f"the match has rows of {found.rows_tokens} tokens, more than were asked for")
+        if found.canonical != self._layout.canonical:
+            raise InvalidInput(f"the match says canonical={found.canonical}, which the layout does not")
+
+    def _compute_from(self, plan: Plan) -> int | None:
+        """Where computing starts in an exact run of this plan; None where there is no such plan."""
+        if plan.kind is not PlanKind.REPLAY:
+            return plan.tokens
+        replay = self._layout.replay_tokens
+        return None if replay is None or replay > plan.tokens else plan.tokens - replay
 
 
 def cut_plan(layout: ModelLayout, tokens: int, *, can_replay: bool) -> Plan | None:

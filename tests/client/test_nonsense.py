@@ -126,6 +126,30 @@ def test_nonsense_is_at_worst_a_miss(address, connect, name):
     server.stop(None).wait()
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"plan": {"kind": pb.PLAN_KIND_REPLAY, "tokens": 512, "compute_from": 384}},  # right is 128: too short is wrong
+        {"replay": {"kind": pb.PLAN_KIND_REPLAY, "tokens": 512, "compute_from": 129}},
+        {"plan": {"kind": pb.PLAN_KIND_RESUME, "tokens": 512, "compute_from": 384}},
+        {"plan": {"kind": pb.PLAN_KIND_REPLAY, "tokens": 512, "compute_from": 512}},
+        {"canonical": False},
+    ],
+)
+def test_a_plan_that_this_layout_cannot_have_is_no_plan(address, connect, answer):
+    """A worker would follow it to a wrong answer: what is not under a checksum must be what it can only be."""
+    store = Babbling("Lookup", changed(**answer))
+    server = serve(store, address)
+    client = connect()
+    tokens, rows, states = sample(client.layout, 4)
+    assert client.put(tokens, first_block=0, rows=rows, states=states) and client.flush(20)
+    assert client.lookup(tokens).plan.kind is PlanKind.RESUME
+    store.is_babbling = True
+    assert client.lookup(tokens).plan.kind is PlanKind.COLD
+    assert client.counters["failed_malformed"] == 1
+    server.stop(None).wait()
+
+
 def test_a_flipped_bit_in_a_name_does_not_overwrite_what_was_verified(address, connect):
     """Block 3 comes under the name of block 2, whose bytes were there and verified; telling the store of it fails."""
     flips = iter([1])  # the first fetch only: the second try finds a sound store
