@@ -10,6 +10,7 @@ Two traps of the machine decide this file (MEASURED section 1):
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import weakref
 from collections import deque
@@ -42,7 +43,7 @@ class BufferPool:
         self._returned: deque[mmap.mmap] = deque()
 
     def take(self, nbytes: int) -> Bytes:
-        """A page-aligned array of exactly `nbytes` bytes with arbitrary contents."""
+        """A page-aligned array of exactly `nbytes` bytes with arbitrary contents. OSError where memory is out."""
         with self._lock:
             self._collect()
             fitting = [buffer for buffer in self._free if nbytes <= len(buffer) <= max(4 * nbytes, SMALLEST_BYTES)]
@@ -76,5 +77,6 @@ def _fresh(nbytes: int) -> mmap.mmap:
     size = -(-size // step) * step
     buffer = mmap.mmap(-1, size)
     if size >= HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-        buffer.madvise(mmap.MADV_HUGEPAGE)  # first touch at 6 to 13 GB/s instead of 1 to 2
+        with contextlib.suppress(OSError):  # a kernel built without them
+            buffer.madvise(mmap.MADV_HUGEPAGE)  # first touch at 6 to 13 GB/s instead of 1 to 2
     return buffer

@@ -140,7 +140,7 @@ class Client:
         `optional` does so by name of the optional group. `onto` names the fetched blocks that these rows were computed
         on, where they begin at its end; without it the client goes by what it loaded and put itself.
 
-        False where it was not taken, counted as `puts_shed` (queue full), `puts_unconnected` or
+        False where it was not taken, counted as `puts_shed` (queue full), `puts_no_memory`, `puts_unconnected` or
         `puts_unknown_parent` (what lies below `first_block` is not known for certain).
         """
         own = int32_tokens(tokens)
@@ -160,7 +160,11 @@ class Client:
         if lineage is None:
             self._counters.add("puts_unknown_parent")
             return False
-        job, lineages = packed_job(arrays, self._packings, hashed, lineage, own_hints, self._pool)
+        try:
+            job, lineages = packed_job(arrays, self._packings, hashed, lineage, own_hints, self._pool)
+        except OSError:  # no memory to map
+            self._counters.add("puts_no_memory")
+            return False
         self._lineages.note(job.chain.hashes, lineages)
         if not self._writer.offer(job):
             self._counters.add("puts_shed")

@@ -97,6 +97,8 @@ class Fetcher:
             self._link.counters.add("fetch_lease_void")
         except StoreUnavailable:
             self._link.counters.add("fetch_cut_off")
+        except OSError:  # no memory to map for the states
+            self._link.counters.add("fetch_no_memory")
         return load.rows_here >= end and (required is None or required in load.states)
 
     def _stream(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import mmap
 
 import numpy as np
 
+from kvstore.client import buffers
 from kvstore.client.buffers import BufferPool
 from kvstore.core.keys import PAGE_BYTES
 
@@ -45,3 +48,12 @@ def test_what_is_kept_is_bounded():
     held = [pool.take(100_000) for _ in range(10)]
     held.clear()
     assert pool.free_bytes <= 300_000
+
+
+def test_a_kernel_without_huge_pages_gives_small_ones(monkeypatch):
+    class Plain(mmap.mmap):
+        def madvise(self, option):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(buffers.mmap, "mmap", Plain)
+    assert len(BufferPool(1).take(4 << 20)) == 4 << 20

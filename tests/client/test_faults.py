@@ -6,6 +6,7 @@ run is quick; where a call must not be sent at all, the fake store's own count o
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from client_tools import assert_rows, assert_state, sample, until
 from fake_store import FakeStore, serve
 
 import kvstore
+from kvstore.client import buffers
 from kvstore.client.settings import Bounds, Timeouts
 from kvstore.core import presets
 from kvstore.core.errors import LayoutMismatch
@@ -287,6 +289,40 @@ def test_a_full_queue_sheds_and_says_so(server_process, connect):
     assert taken == [True, True, False, False]
     assert client.counters["puts_shed"] == 2
     assert not client.flush(20), "puts that got no answer are no success"
+
+
+@pytest.fixture
+def memory_for(monkeypatch):
+    """From now on so many buffers can still be mapped."""
+
+    def limit(count):
+        left = iter(range(count))
+
+        def fresh(nbytes, real=buffers._fresh):
+            if next(left, None) is None:
+                raise OSError(errno.ENOMEM, "Cannot allocate memory")
+            return real(nbytes)
+
+        monkeypatch.setattr(buffers, "_fresh", fresh)
+
+    return limit
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_fetch_without_memory_is_a_miss(fake, connect, memory_for, count):
+    client, tokens, _, _ = filled(connect, bounds=Bounds(pool_bytes=1))  # no buffer is kept for the next call
+    match = client.lookup(tokens)
+    memory_for(count)
+    assert client.fetch(match).plan.kind is not PlanKind.RESUME
+    assert client.counters["fetch_no_memory"] >= 1
+
+
+def test_a_put_without_memory_is_shed(fake, connect, memory_for):
+    client = connect()
+    tokens, rows, _ = sample(client.layout, 2)
+    memory_for(0)
+    assert not client.put(tokens, first_block=0, rows=rows)
+    assert client.counters["puts_no_memory"] == 1
 
 
 def test_a_failed_flush_does_not_taint_the_next(fake, connect):
