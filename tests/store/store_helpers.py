@@ -34,7 +34,7 @@ class Stream:
     """A token sequence of one namespace, by its hashes."""
 
     def __init__(self, store: Store, layout: ModelLayout, name: str, blocks: int, shared: int = 0) -> None:
-        self.layout = layout
+        self.layout, self.name = layout, name
         opened = store.hello("test", layout)
         self.namespace, self.root = opened.id, opened.root
         hashes, parent = [], self.root
