@@ -9,6 +9,18 @@ from kvstore.client.settings import Bounds, Timeouts
 from kvstore.core import errors
 from kvstore.core import presets as layouts
 from kvstore.core.layout import ModelLayout
-from kvstore.core.match import Hints
+from kvstore.core.match import Hints, InferenceMode, PlanKind, SessionEvent
 
-__all__ = ["Bounds", "Client", "Hints", "ModelLayout", "Timeouts", "connect", "errors", "layouts"]
+__all__ = [
+    "Bounds",
+    "Client",
+    "Hints",
+    "InferenceMode",
+    "ModelLayout",
+    "PlanKind",
+    "SessionEvent",
+    "Timeouts",
+    "connect",
+    "errors",
+    "layouts",
+]

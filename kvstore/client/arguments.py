@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -42,12 +43,17 @@ def int32_tokens(tokens: ArrayLike) -> Tokens:
 def checked_extras(extras: Extras | None) -> Extras:
     """The caller's extras by block number. Raises InvalidInput for anything but (tag, bytes) pairs."""
     checked: dict[int, tuple[Extra, ...]] = {}
+    if extras is not None and not isinstance(extras, Mapping):
+        raise InvalidInput(f"extras are a {type(extras).__name__}: map block numbers to lists of (tag, bytes) pairs")
     for block, values in (extras or {}).items():
         if not isinstance(block, int) or block < 0:
             raise InvalidInput(f"extras name block {block!r}: use block numbers from 0")
+        if not isinstance(values, Sequence):
+            raise InvalidInput(f"extras of block {block} are {values!r}: pass a list of (tag, bytes) pairs")
         for extra in values:
             if len(extra) != 2 or not isinstance(extra[0], str) or not isinstance(extra[1], bytes):
                 raise InvalidInput(f"extras of block {block} are {extra!r}: pass (tag, bytes) pairs")
+            check_unicode(extra[0], f"tag {extra[0]!r} of block {block}")
         checked[block] = tuple(Extra(tag, value) for tag, value in values)
     return checked
 
@@ -56,12 +62,16 @@ def checked_hints(hints: Hints) -> Hints:
     """Hints are the caller's: out of range they raise here and not as the store's refusal."""
     if hints is NO_HINTS:
         return hints
+    if not isinstance(hints, Hints):
+        raise InvalidInput(f"hints are a {type(hints).__name__}: pass kvstore.Hints(...), or leave them out")
     try:
         return hints_from_wire(hints_to_wire(hints))
     except InvalidInput:
         raise
     except (ValueError, TypeError) as error:  # protobuf, of a number out of range or of another type
-        raise InvalidInput(f"hints {hints} are not understood: {error}") from error
+        raise InvalidInput(
+            f"{hints} cannot be: {error}; counts are whole numbers from 0, texts valid Unicode"
+        ) from error
 
 
 def checked_seconds(seconds: float, what: str, limit: float = math.inf) -> float:
@@ -72,8 +82,17 @@ def checked_seconds(seconds: float, what: str, limit: float = math.inf) -> float
 
 def check_text(text: str, what: str) -> None:
     if not isinstance(text, str):
-        raise InvalidInput(f"{what} {text!r} is no text")
+        raise InvalidInput(f"{what} {text!r} is no text: pass a str")
     text_from_wire(text, what)
+    check_unicode(text, what)
+
+
+def check_unicode(text: str, what: str) -> None:
+    """A lone surrogate is a str that no encoding has."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"{what} is no valid Unicode: {error.reason}; leave its lone surrogates out") from error
 
 
 def checked_address(address: str) -> str:

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from kvstore.client.arguments import (
     NO_HINTS,
     check_text,
+    check_unicode,
     checked_extras,
     checked_hints,
     checked_seconds,
@@ -42,6 +43,8 @@ from kvstore.rpc.convert import chain_to_wire
 from kvstore.rpc.enums import SESSION_EVENT
 from kvstore.rpc.generated import kvstore_pb2 as pb
 from kvstore.rpc.limits import MAX_PIN_SECONDS, MAX_REASON
+
+LONGEST_WAIT_SECONDS = 86_400.0  # more than anybody means, and less than the clock can count
 
 Answer = TypeVar("Answer")
 
@@ -172,9 +175,9 @@ class Client:
         return True
 
     def flush(self, timeout: float, durable: bool = False) -> bool:
-        """Wait until all that was put before is settled. True if the store answered for each put since the last
-        flush and, with `durable`, every object of them is synced to disk."""
-        return self._writer.flush(timeout, durable)
+        """Wait until all that was put before is settled, for at most `timeout` seconds. True if the store answered for
+        each put since the last flush and, with `durable`, every object of them is synced to disk."""
+        return self._writer.flush(checked_seconds(timeout, "timeout", LONGEST_WAIT_SECONDS), durable)
 
     def pin(self, tokens: ArrayLike, ttl_seconds: float) -> Pinned | None:
         """Keep what is stored of this prompt for so long; None where nothing was pinned."""
@@ -190,6 +193,8 @@ class Client:
 
     def unpin(self, pin: Pinned) -> bool:
         """Whether there was such a pin."""
+        if not isinstance(pin, Pinned):
+            raise InvalidInput(f"{pin!r} is no pin: pass what `pin` gave")
 
         def ask(_: Session, deadline: float) -> bool:
             return self._link.call(self._link.calls.unpin, pb.UnpinRequest(pin=pin.id), deadline).unpinned
@@ -199,6 +204,8 @@ class Client:
     def session(self, session: str, event: SessionEvent, expected_gap_seconds: float | None = None) -> bool:
         """Tell the store what an agent session does. Whether it heard."""
         check_text(session, "session")
+        if not isinstance(event, SessionEvent):
+            raise InvalidInput(f"{event!r} is no SessionEvent: pass one of kvstore.SessionEvent")
         if expected_gap_seconds is not None:
             checked_seconds(expected_gap_seconds, "expected_gap_seconds")
 
@@ -234,8 +241,10 @@ class Client:
         hashed = match.hashed
         if hashed is None:
             return False
-        if not 0 <= block < hashed.blocks or not 0 <= group < len(self.layout.groups):
+        are_numbers = isinstance(block, int) and isinstance(group, int)
+        if not (are_numbers and 0 <= block < hashed.blocks and 0 <= group < len(self.layout.groups)):
             raise InvalidInput(f"block {block} of group {group} is not in this match of {hashed.blocks} blocks")
+        check_unicode(reason, "reason")
         prefix = hashed.position(block + 1)
 
         def ask(session: Session, deadline: float) -> bool:

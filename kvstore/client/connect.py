@@ -31,6 +31,8 @@ def connect(
     if not isinstance(layout, ModelLayout):
         raise InvalidInput(f"layout is a {type(layout).__name__}: pass a ModelLayout, e.g. kvstore.layouts.v4_flash()")
     if worker_flops is not None:
+        if not isinstance(worker_flops, int | float):
+            raise InvalidInput(f"worker_flops={worker_flops!r} is no number: give FLOP a second, or leave it out")
         flops_from_wire(worker_flops)
     return Client(
         checked_address(address),

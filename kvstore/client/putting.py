@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from kvstore.client.buffers import BufferPool, Bytes
 from kvstore.client.hashing import HashedTokens
 from kvstore.client.packing import Packing
@@ -61,7 +63,7 @@ def checked_arrays(
     """Raises InvalidInput that names the component, what was expected and what came."""
     if not isinstance(first_block, int) or first_block < 0:
         raise InvalidInput(f"first_block={first_block!r}: pass a block number from 0")
-    named = next((name for name in packings[0].components if name in rows), None)
+    named = next((name for name in packings[0].components if isinstance(rows, Mapping) and name in rows), None)
     if named is None or getattr(rows[named], "ndim", 0) != 3:
         raise InvalidInput(
             f"rows need arrays of shape (blocks, layers, section bytes) for {', '.join(packings[0].components)}"
@@ -88,10 +90,11 @@ def checked_arrays(
         by_group.append((index, f"{name} states", given))
     for group, what, given in by_group:
         for boundary, arrays in given.items():
-            block, rest = divmod(boundary, layout.block_tokens)
-            if rest or not first_block < block <= first_block + blocks:
+            whole = isinstance(boundary, int | np.integer) and boundary % layout.block_tokens == 0
+            block = boundary // layout.block_tokens if whole else 0
+            if not first_block < block <= first_block + blocks:
                 raise InvalidInput(
-                    f"{what} at {boundary} tokens: a state belongs to the end of a block whose rows are put with it, "
+                    f"{what} at {boundary!r} tokens: a state belongs to the end of a block whose rows are put with it, "
                     f"a multiple of {layout.block_tokens} in ({first_block * layout.block_tokens}, "
                     f"{(first_block + blocks) * layout.block_tokens}]"
                 )

@@ -40,6 +40,8 @@ def test_wrong_options():
         kvstore.connect("unix:/x", layout="v4")
     with pytest.raises(InvalidInput, match="worker_flops"):
         kvstore.connect("unix:/x", layout=LAYOUT, worker_flops=0.0)
+    with pytest.raises(InvalidInput, match="worker_flops"):
+        kvstore.connect("unix:/x", layout=LAYOUT, worker_flops="fast")
     with pytest.raises(InvalidInput, match="lookup_seconds=0"):
         Timeouts(lookup_seconds=0)
     with pytest.raises(InvalidInput, match="queue_bytes"):
@@ -56,6 +58,8 @@ def test_wrong_options():
         Hints(ttl_seconds=float("nan")),
         Hints(expected_gap_seconds=-1.0),
         Hints(session=7),
+        Hints(session="\ud800"),
+        None,
     ],
 )
 def test_wrong_hints(connect, hints):
@@ -82,7 +86,12 @@ def put(client, **changes):
         ({"states": {0: {}}}, "states at 0 tokens"),
         ({"states": {128: {}}}, "lack component 'window'"),
         ({"states": {128: {"window": np.zeros((3, 1), np.uint8)}}}, "expected"),
+        ({"states": {"128": {}}}, "states at '128' tokens"),
+        ({"rows": None}, "rows need arrays"),
         ({"optional": {"mtp": {}}}, "no optional group 'mtp'"),
+        ({"extras": [1]}, "extras are a list"),
+        ({"extras": {0: 5}}, "extras of block 0 are 5"),
+        ({"extras": {0: [("\ud800", b"x")]}}, "no valid Unicode"),
     ],
 )
 def test_wrong_puts(connect, changes, message):
@@ -123,8 +132,24 @@ def test_wrong_plans_pins_and_sessions(fake, connect):
         client.pin([1] * 300, ttl_seconds=0)
     with pytest.raises(InvalidInput, match="session"):
         client.session("x" * 201, SessionEvent.OPENED)
+    with pytest.raises(InvalidInput, match="no valid Unicode"):
+        client.session("\ud800", SessionEvent.OPENED)
+    with pytest.raises(InvalidInput, match="no SessionEvent"):
+        client.session("a7", "opened")
+    with pytest.raises(InvalidInput, match="pass what `pin` gave"):
+        client.unpin(7)
     with pytest.raises(InvalidInput, match="block 2"):
         client.report(match, block=2, group=0, reason="test")
+    with pytest.raises(InvalidInput, match=r"block 1\.0"):
+        client.report(match, block=1.0, group=0, reason="test")
+    with pytest.raises(InvalidInput, match="no valid Unicode"):
+        client.report(match, block=1, group=0, reason="\ud800")
+
+
+@pytest.mark.parametrize("timeout", [-1.0, float("inf"), float("nan"), "1"])
+def test_wrong_flush_timeouts(connect, timeout):
+    with pytest.raises(InvalidInput, match="timeout"):
+        connect().flush(timeout)
 
 
 def test_what_users_import_is_there_without_torch():
