@@ -43,8 +43,8 @@ class Power:
 
     def watch(self, store: Store) -> None:
         self.store = store
-        assert store._disk is not None
-        manifest = store._disk.manifest
+        assert store._kept.disk is not None
+        manifest = store._kept.disk.manifest
         real = manifest.commit
 
         def commit(*arguments) -> None:

@@ -33,7 +33,7 @@ class Reference:
     """The planner with tiers that do everything at once."""
 
     def __init__(self, store: Store, config: StoreConfig) -> None:
-        disk = store._disk
+        disk = store._kept.disk
         assert disk is not None
         segment_bytes = disk.segment_pages * PAGE_BYTES
         self.planner = Planner(
@@ -152,7 +152,7 @@ def test_planner_and_running_store_agree_after_every_event(tmp_path: Path, place
         assert store.quiesce(20)
         assert store.contents() == reference.planner.snapshot(), (step, event)
         reference.planner.check()
-    assert sum(store._planner.counts.evicted.values()) > 0, "nothing was evicted: the tiers are too large to tell"
+    assert sum(store._kept.planner.counts.evicted.values()) > 0, "nothing was evicted: the tiers are too large to tell"
     store.close()
 
 

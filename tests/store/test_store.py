@@ -6,6 +6,7 @@ import shutil
 import time
 from pathlib import Path
 
+import lmdb
 import pytest
 from store_helpers import MIB, SECRET, Stream, config, fill, released
 
@@ -213,7 +214,7 @@ def test_recency_survives_a_restart(tmp_path: Path) -> None:
     used = {}
     for name in "abc":
         stream = Stream(store, presets.v4_demo(), name, 6)
-        entry = store._planner.entry(stream.key(5))
+        entry = store._kept.planner.entry(stream.key(5))
         assert entry is not None
         used[name] = entry.last_used
     assert used["b"] < used["c"] < used["a"]
@@ -225,4 +226,28 @@ def test_commit_waits_for_the_disk_only_until_its_deadline(tmp_path: Path) -> No
     stream = Stream(store, presets.v4_tiny(), "a", 2)
     assert stream.put(store, durable=True)[2] == [Durability.MEMORY, Durability.MEMORY]
     assert store.commit(12345, True, time.monotonic()) == []
+    store.close()
+
+
+def test_a_device_that_fails_at_start_leaves_a_store_that_serves_from_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(config(tmp_path / "d"))
+    Stream(store, presets.v4_tiny(), "a", 3).put(store, states=[2], durable=True)
+    store.close()
+
+    def full(*_: object, **__: object) -> object:
+        raise lmdb.DiskError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lmdb, "open", full)
+        store = Store.open(config(tmp_path / "d"))
+    (disk,) = [tier for tier in store.status().tiers if tier.tier is Tier.DISK]
+    assert not disk.is_writable and "memory" in disk.trouble and disk.capacity_bytes == 0
+    stream = Stream(store, presets.v4_tiny(), "b", 3)
+    assert stream.put(store, states=[2], durable=True)[2] == [Durability.MEMORY] * 4
+    stream.verify(stream.fetch(store, stream.lookup(store)))
+    store.close()
+    store = Store.open(config(tmp_path / "d"))  # the device works again: nothing was lost
+    assert Stream(store, presets.v4_tiny(), "a", 3).lookup(store).plan.tokens == 384
     store.close()

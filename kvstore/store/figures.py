@@ -1,0 +1,62 @@
+"""Figures about the store, for operators."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from kvstore.core.keys import PAGE_BYTES, Tier
+from kvstore.store.kept import Kept
+from kvstore.store.objects import NamespaceState, StoreStatus, TierState
+
+
+def figures(kept: Kept) -> StoreStatus:
+    """Walks the index, so not for every request."""
+    with kept.lock:
+        objects: Counter[Tier] = Counter()
+        groups: Counter[tuple[bytes, bool]] = Counter()
+        host_bytes: Counter[bytes] = Counter()
+        for key in kept.planner.snapshot():
+            entry = kept.planner.entry(key)
+            assert entry is not None
+            objects.update(tier for tier, _ in entry.copies())
+            name = entry.facts.namespace
+            groups[name, entry.is_rows] += 1
+            host_bytes[name] += entry.facts.raw_bytes if entry.host is not None else 0
+        counts = kept.planner.counts
+        counters = dict(kept.counters)
+        counters |= {f"evicted_{tier.value}": count for tier, count in counts.evicted.items()}
+        counters |= {"expired": counts.expired, "lost": counts.lost, "other_lineage": counts.other_lineage}
+        return StoreStatus(
+            tiers=tuple(_tier_state(kept, tier, objects[tier]) for tier in _tiers(kept)),
+            namespaces=tuple(
+                NamespaceState(name, known.layout, groups[name, True], groups[name, False], host_bytes[name])
+                for name, known in kept.namespaces.items()
+            ),
+            leases=kept.planner.leases.lease_count,
+            pins=kept.planner.leases.pin_count,
+            queued_copies=kept.mover.pending,
+            counters=counters,
+        )
+
+
+def _tiers(kept: Kept) -> list[Tier]:
+    """Those that were asked for; a disk that could not be opened has no capacity and a trouble."""
+    return [Tier.HOST] if kept.config.disk is None else [Tier.HOST, Tier.DISK]
+
+
+def _tier_state(kept: Kept, tier: Tier, objects: int) -> TierState:
+    space = kept.planner.spaces[tier]
+    ready = space.total_pages * PAGE_BYTES
+    capacity = kept.host.region_count * kept.host.region_pages * PAGE_BYTES if tier is Tier.HOST else ready
+    trouble = kept.troubles.get(tier, "")
+    return TierState(
+        tier,
+        capacity,
+        ready,
+        space.used_pages * PAGE_BYTES,
+        objects,
+        tier is Tier.HOST or not trouble,
+        trouble,
+        kept.rates.read.get(tier),
+        kept.rates.written.get(tier),
+    )

@@ -1,0 +1,100 @@
+"""What the store's one lock guards, and the lock.
+
+The parts of the store (`namespaces`, `reader`, `uploads`, `reports`, `figures`) share one `Kept`. Whoever touches
+anything here holds `lock`, for dictionary work and never across I/O, a checksum or a copy. `changed` is told when a
+copy ended or an object came or went.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+
+from kvstore.core.actions import Action, Copy, Drop
+from kvstore.core.errors import InvalidInput
+from kvstore.core.keys import PAGE_BYTES, BlockKey, Tier
+from kvstore.core.planner import Planner
+from kvstore.core.settings import Settings
+from kvstore.store.mover import Described, Mover
+from kvstore.store.rates import Rates
+from kvstore.store.recovery import RestoredNamespace
+from kvstore.store.settings import StoreConfig
+from kvstore.tiers.disk import DiskTier
+from kvstore.tiers.host import HostTier
+
+log = logging.getLogger("kvstore.store")
+
+
+class Kept:
+    """State of one open store. `mover` is set once, before any thread starts."""
+
+    mover: Mover
+
+    def __init__(
+        self,
+        config: StoreConfig,
+        host: HostTier,
+        disk: DiskTier | None,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+    ) -> None:
+        segment_bytes = disk.segment_pages * PAGE_BYTES if disk is not None else None
+        self.config = config
+        self.host, self.disk = host, disk
+        self.clock, self.wall = clock, wall
+        self.lock = threading.Lock()
+        self.changed = threading.Condition(self.lock)
+        self.planner = Planner(
+            Settings(
+                host_bytes=config.host_bytes,
+                disk_bytes=disk.segment_count * (segment_bytes or 0) if disk is not None else 0,
+                placement=config.placement,
+                lease_seconds=config.lease_seconds,
+                segment_bytes=segment_bytes,
+            ),
+            first_generation=disk.recovered.next_generation if disk is not None else 1,
+        )
+        self.counters: Counter[str] = Counter()
+        self.rates = Rates()
+        self.troubles: dict[Tier, str] = {}
+        self.namespaces: dict[bytes, RestoredNamespace] = {}
+        self.described: dict[bytes, Described] = {}
+        self.unnamed: dict[bytes, None] = {}  # namespaces that the folder does not name: a restart would forget them
+        self.bad: set[tuple[BlockKey, int]] = set()  # frames to be erased when their slot is free
+        self.shut: deque[int] = deque()  # segments that could not be made; each is tried again later
+
+    def run(self, actions: Sequence[Action]) -> None:
+        """Hand actions over; called under the lock. What cannot be queued has failed."""
+        waiting = list(actions)
+        while waiting:
+            action = waiting.pop(0)
+            if isinstance(action, Drop) and action.tier is Tier.HOST:
+                continue  # the slots are free already
+            if self.mover.submit(action):
+                continue
+            self.counters["shed_copies"] += 1
+            if isinstance(action, Copy):
+                facts = action.facts
+                waiting += self.planner.failed(facts.key, facts.generation, action.target, self.clock())
+
+    def check_namespace(self, name: bytes) -> RestoredNamespace:
+        known = self.namespaces.get(name)
+        if known is None:
+            raise InvalidInput(f"namespace {name[:4].hex()} is not open: say Hello first")
+        return known
+
+    def last_used_wall(self, key: BlockKey) -> float:
+        """When an object was last used, in Unix seconds."""
+        entry = self.planner.entry(key)
+        unused = self.clock() - entry.last_used if entry is not None else 0.0
+        return self.wall() - max(unused, 0.0)
+
+    def trouble(self, tier: Tier, why: str) -> None:
+        """Say what is wrong with a tier, until it works again. Takes the lock itself."""
+        with self.lock:
+            if self.troubles.get(tier) != why:
+                log.warning("%s tier: %s", tier.value, why)
+            self.troubles[tier] = why
+            self.counters[f"trouble_{tier.value}"] += 1
