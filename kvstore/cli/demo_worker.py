@@ -20,9 +20,9 @@ from typing import TextIO
 
 import torch
 
-import kvstore
 from kvstore.cli.demo_text import AGENT_PROMPT_TOKENS
 from kvstore.client.client import Client
+from kvstore.client.connect import connect
 from kvstore.client.match import Blocks, ClientMatch
 from kvstore.core.match import Hints
 from kvstore.engines.transformers import Run, Worker, build_demo_model, demo_layout
@@ -115,7 +115,7 @@ def _identical(run: Run, cold: Run) -> bool:
 
 def _connected(address: str) -> Client:
     """A client that has reached the daemon, or has waited long enough: the worker goes on without it."""
-    client = kvstore.connect(address, layout=demo_layout())
+    client = connect(address, layout=demo_layout())
     deadline = time.monotonic() + CONNECT_SECONDS
     while not client.is_connected and time.monotonic() < deadline:
         time.sleep(0.02)
