@@ -50,7 +50,7 @@ class Lookups:
             best.release()
             best = self._ask_in_parts(session, hashed, 0, asked, deadline)
         hashed.resumable_blocks = best.plan.tokens // self._layout.block_tokens
-        if best.plan.tokens:
+        if best.plan.tokens and self._layout.canonical:  # else the worker's own rows may be another run's
             self._lineages.note_if_new(hashed.position(hashed.resumable_blocks), best.found.lineage)
         return best
 
@@ -63,7 +63,10 @@ class Lookups:
         while end < hashed.blocks and latest.rows_tokens >= end * self._layout.block_tokens:
             self._link.counters.add("lookup_parts")
             first, end = end, min(end + session.batch_blocks, hashed.blocks)
-            latest = self._ask(session, hashed, first, end, asked, deadline)
+            try:
+                latest = self._ask(session, hashed, first, end, asked, deadline)
+            except StoreUnavailable:  # counted; what the parts before it gave still holds
+                break
             # a part may have whole rows and no state, and a later one a state again
             worse, best = sorted((best, latest), key=lambda match: (match.plan.tokens, match.rows_tokens))
             worse.release()

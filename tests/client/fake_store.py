@@ -108,7 +108,9 @@ class FakeStore:
             self._next += 1
             lease = self._next
             self.leases.add(lease)
-        match = Match(rows * bt, tuple(points[:32]), None, plan, Snapshots((bt,)), True, reason, lease, lineage)
+        match = Match(
+            rows * bt, tuple(points[:32]), None, plan, Snapshots((bt,)), layout.canonical, reason, lease, lineage
+        )
         return match_to_wire(match, self.epoch)
 
     def Fetch(self, request, context):

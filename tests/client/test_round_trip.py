@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import grpc
 import numpy as np
 import pytest
 from client_tools import assert_rows, assert_state, sample, until
+from fake_store import FakeStore, serve
 
+import kvstore
 from kvstore.core import presets
 from kvstore.core.match import MissReason, PlanKind, SessionEvent
 from kvstore.core.prefix import Extra
+from kvstore.rpc.status import Reason, status
 
 LAYOUTS = {"tiny": presets.v4_tiny(), "demo": presets.v4_demo(), "full": presets.full_tiny()}
 
@@ -124,6 +130,20 @@ def test_a_put_on_an_unknown_parent_is_not_published(fake, connect):
     assert client.counters["puts_unknown_parent"] == 1
 
 
+def test_what_a_lookup_said_is_no_parent_for_rows_that_depend_on_the_run(fake, connect):
+    """Only loaded rows and own ones were computed on; in a canonical namespace all runs have the same."""
+    canonical = presets.v4_tiny()
+    as_run = dataclasses.replace(canonical, canonical=False, numerics="as-run/test")
+    for layout, is_taken in ((canonical, True), (as_run, False)):
+        tokens, rows, states = sample(layout, 4)
+        first, second = connect(layout), connect(layout)
+        head = {name: array[:3] for name, array in rows.items()}
+        assert first.put(tokens, first_block=0, rows=head, states={384: states[384]}) and first.flush(20)
+        assert second.lookup(tokens).plan.tokens == 384
+        tail = {name: array[3:] for name, array in rows.items()}
+        assert second.put(tokens, first_block=3, rows=tail) is is_taken
+
+
 def test_a_put_goes_on_from_what_was_fetched(fake, connect):
     layout = presets.v4_tiny()
     tokens, rows, states = sample(layout, 4)
@@ -169,6 +189,28 @@ def test_a_long_chain_is_asked_for_in_parts(fake, connect):
         assert_rows(blocks, rows, 10)
         assert_state(blocks, states[1280])
     assert client.counters["lookup_parts"] == 2 and fake.seen["Fetch"] == 4
+
+
+def test_a_part_that_is_not_answered_leaves_the_match_of_those_before(address):
+    class Failing(FakeStore):
+        def Lookup(self, request, context):
+            if request.chain.first_block >= 4:
+                context.abort_with_status(status(grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.SHED, "busy"))
+            return super().Lookup(request, context)
+
+    store = Failing(batch_blocks=2)
+    server = serve(store, address)
+    with kvstore.connect(address, layout=presets.v4_tiny()) as client:
+        tokens, rows, states = sample(client.layout, 8)
+        for block in range(0, 8, 2):
+            part = {name: array[block : block + 2] for name, array in rows.items()}
+            end = (block + 2) * 128
+            assert client.put(tokens, first_block=block, rows=part, states={end: states[end]})
+        assert client.flush(20)
+        with client.lookup(tokens) as match:
+            assert match.plan.tokens == 512
+        until(lambda: not store.leases)
+    server.stop(None).wait()
 
 
 def test_a_known_sequence_sends_only_its_tail(fake, connect):
