@@ -89,7 +89,7 @@ class Client:
             can_replay=can_replay,
         )  # fmt: skip
         self._link.connect()
-        if self._link.refused is not None:
+        if existing_only and self._link.refused is not None:
             self._link.close()
             raise self._link.refused
         self._writer.start()

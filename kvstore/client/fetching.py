@@ -85,6 +85,7 @@ class Receiver:
             self._room[group] = room[start : start + self._lengths[group]]
         self._starts: deque[tuple[pb.ObjectStart, memoryview | None]] = deque()  # None: missing
         self._filled = 0
+        self._last_tier: int | None = None  # on the wire, of the object that ended last
 
     def feed(self, frame: FetchFrame) -> None:
         """Raises Gone, and InvalidInput for a stream that no daemon would send."""
@@ -137,7 +138,9 @@ class Receiver:
             load.states[group] = self._room[group].reshape(1, -1)
         else:
             load.lineages.append(child_lineage(load.lineage(block), content))
-        load.tier = coldest((load.tier, TIER.to_core(start.tier)))
+        if start.tier != self._last_tier:  # hardly ever: most loads come from one tier
+            self._last_tier = start.tier
+            load.tier = coldest((load.tier, TIER.to_core(start.tier)))
 
 
 def coldest(tiers: Sequence[Tier | None]) -> Tier | None:

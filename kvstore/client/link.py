@@ -64,7 +64,7 @@ class Link:
         self.breaker = Breaker(clock)
         self.counters = counters
         self.on_away: Callable[[], None] = lambda: None  # called when the breaker opens: somebody has to probe
-        self.refused: LayoutMismatch | None = None  # the daemon's answer to an `existing_only` Hello
+        self.refused: LayoutMismatch | None = None  # the daemon has this model with another layout, or another version
         self._address, self._timeouts, self._clock = address, timeouts, clock
         self._channel = open_channel(address, timeouts)
         self.calls = Calls(self._channel)

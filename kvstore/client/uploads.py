@@ -7,6 +7,7 @@ and the second Commit tells whether they are on disk.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,13 +15,14 @@ from typing import TypeVar
 
 from kvstore.client.link import Link, Session
 from kvstore.client.putting import PutJob, put_frames
-from kvstore.core.errors import InvalidInput, StoreUnavailable
+from kvstore.core.errors import HelloAgain, InvalidInput, StoreUnavailable
 from kvstore.core.reserve import Durability, PutStatus, ReserveStatus
 from kvstore.rpc.convert import chain_to_wire, hints_to_wire, specs_to_wire
 from kvstore.rpc.enums import DURABILITY, PUT_STATUS, RESERVE_STATUS
 from kvstore.rpc.generated import kvstore_pb2 as pb
 
 HOLD_SECONDS = 0.5  # far below the daemon's lease_seconds, after which it gives a reservation up
+GIVE_UP_SECONDS = 1.0  # for the Commit that ends a failed upload's reservation
 REMEMBERED_PUTS = 256  # whose durability a later flush can still ask for
 
 
@@ -70,7 +72,11 @@ class Uploads:
             reservation, statuses = self._reserve(session, request, deadline)
             wanted = [index for index, status in enumerate(statuses) if status is ReserveStatus.WANTED]
             if wanted:
-                self._send(session, job, reservation, wanted, deadline)
+                try:
+                    self._send(session, job, reservation, wanted, deadline)
+                except StoreUnavailable:
+                    self._give_up(session, reservation)
+                    raise
             if not wanted or ReserveStatus.NO_ROOM not in statuses:
                 break
             # room ran out half-way: the first part must be there before it can leave the host for the second
@@ -98,6 +104,13 @@ class Uploads:
             self._link.counters.add(f"objects_{outcome.value}")
             if outcome is PutStatus.STORED:
                 self._link.counters.add("put_bytes", job.specs[index].length)
+
+    def _give_up(self, session: Session, reservation: int) -> None:
+        """The store keeps room for what was announced: a Commit gives it back at once, else it waits a minute."""
+        with contextlib.suppress(StoreUnavailable, HelloAgain):
+            if self._link.session is session:  # else the store is away, or it has forgotten the reservation
+                deadline = self._link.deadline(GIVE_UP_SECONDS)
+                self._link.call(self._link.calls.commit, _commit_of(session, reservation, durable=False), deadline)
 
     def _reserve(
         self, session: Session, request: pb.ReserveRequest, deadline: float

@@ -114,6 +114,7 @@ class Writer:
                 elif isinstance(job, FlushMark):
                     job.ok = self._uploads.flush(job.durable, job.deadline)
                 elif self._is_over():
+                    self._leave()
                     return
             except Exception:
                 self._link.counters.add("client_thread_errors")
@@ -163,6 +164,14 @@ class Writer:
                     continue  # the daemon that gave them is gone
                 request = pb.ReleaseRequest(boot_epoch=session.boot_epoch, leases=leases)
                 self._link.call(self._link.calls.release, request, self._link.deadline(self._timeouts.control_seconds))
+
+    def _leave(self) -> None:
+        """Nobody waits for what will not be done."""
+        with self._wake:
+            for job in self._queue:
+                if isinstance(job, FlushMark):
+                    job.done.set()
+            self._queue.clear()
 
     def _is_over(self) -> bool:
         if self._stop_at is None:

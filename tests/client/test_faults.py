@@ -325,6 +325,15 @@ def test_a_put_without_memory_is_shed(fake, connect, memory_for):
     assert client.counters["puts_no_memory"] == 1
 
 
+def test_a_shed_upload_gives_its_room_back(fake, connect):
+    client = connect()
+    tokens, rows, _ = sample(client.layout, 2)
+    fake.shed.add("Put")
+    assert client.put(tokens, first_block=0, rows=rows)
+    assert not client.flush(20)
+    assert not fake.reservations, "the store would keep room for it until the reservation ends"
+
+
 def test_a_failed_flush_does_not_taint_the_next(fake, connect):
     client, *_ = filled(connect)
     other, other_rows, _ = sample(client.layout, 2, seed=9)
@@ -372,4 +381,21 @@ def test_existing_only_raises_for_a_near_miss(address):
     server = serve(Refusing(), address)
     with pytest.raises(LayoutMismatch, match="revision"):
         kvstore.connect(address, layout=presets.v4_tiny(), existing_only=True)
+    # a daemon of another version refuses every layout: that is no reason to stop a worker
+    with kvstore.connect(address, layout=presets.v4_tiny()) as client:
+        assert not client.is_connected and client.lookup([1] * 300).plan.kind is PlanKind.COLD
     server.stop(None).wait()
+
+
+def test_closing_ends_a_flush_that_waits(server_process, connect):
+    process = server_process()
+    client = connect(timeouts=SHORT)
+    tokens, rows, _ = sample(client.layout, 2)
+    process.send_signal(signal.SIGSTOP)
+    assert client.put(tokens, first_block=0, rows=rows)
+    answers = []
+    waiting = Thread(target=lambda: answers.append(client.flush(3600)))
+    waiting.start()
+    client.close()
+    waiting.join(20)
+    assert answers == [False]
