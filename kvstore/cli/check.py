@@ -34,11 +34,7 @@ def check_command(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Read every frame of a disk folder, verify it, and compare the manifest with what is there."""
-    try:
-        found = check(folder)
-    except OperatorError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(2) from None
+    found = check(folder)
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), "clean": found.is_clean, **asdict(found)}))
     else:

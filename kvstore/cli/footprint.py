@@ -35,13 +35,9 @@ def footprint_command(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Bytes of a model's cache per layer kind, token and million tokens, and the ratio to DeepSeek-V3.2."""
-    try:
-        if not 1 <= tokens < MAX_TOKENS:
-            raise InvalidInput(f"--tokens {tokens} is out of range: give 1 to {MAX_TOKENS - 1}")
-        chosen = preset(layout)
-    except InvalidInput as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(2) from None
+    if not 1 <= tokens < MAX_TOKENS:
+        raise InvalidInput(f"--tokens {tokens} is out of range: give 1 to {MAX_TOKENS - 1}")
+    chosen = preset(layout)
     facts = figures(chosen, tokens, with_flops=flops)
     if as_json:
         typer.echo(json.dumps(facts))

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from kvstore.client.arguments import checked_address
 from kvstore.config import DEFAULT_LISTEN
 from kvstore.core.sizes import format_size
 from kvstore.rpc.enums import TIER
@@ -23,7 +24,7 @@ def status_command(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Show a daemon's tiers, namespaces and counters."""
-    status = fetch_status(connect, TIMEOUT_SECONDS)
+    status = fetch_status(checked_address(connect), TIMEOUT_SECONDS)
     if as_json:
         typer.echo(json.dumps(status_facts(status)))
     else:

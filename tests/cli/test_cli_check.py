@@ -3,12 +3,11 @@
 import json
 import os
 
+import cli_runner
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from kvstore.cli import check as check_module
-from kvstore.cli.check import check, check_command
+from kvstore.cli.check import check
 from kvstore.codec.frame import FrameHeader, encode_frame, max_frame_bytes
 from kvstore.codec.lossless import Codec
 from kvstore.core.checksum import content_checksum
@@ -74,9 +73,7 @@ def folder(tmp_path):
 
 
 def run(*arguments):
-    app = typer.Typer()
-    app.command()(check_command)
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return cli_runner.run("check", *arguments)
 
 
 def flip(folder, number, offset):

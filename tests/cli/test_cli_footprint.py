@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import json
 
+import cli_runner
 import pytest
-import typer
-from typer.testing import CliRunner
-
-from kvstore.cli.footprint import footprint_command
-
-APP = typer.Typer()
-APP.command()(footprint_command)
 
 
-def run(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(APP, list(arguments), env={"COLUMNS": "200", "NO_COLOR": "1"})
-    return result.exit_code, result.stdout, result.stderr
+def run(*arguments: str) -> cli_runner.Ran:
+    return cli_runner.run("footprint", *arguments)
 
 
 def test_json_is_one_object_with_every_figure():
@@ -80,4 +73,4 @@ def test_any_length_has_an_answer(name, tokens):
 )
 def test_a_wrong_question_gets_one_plain_sentence(arguments, sentence):
     code, out, err = run(*arguments)
-    assert (code, out, err.strip()) == (2, "", sentence)
+    assert (code, out, err) == (2, "", f"kvstore: {sentence}\n")

@@ -151,6 +151,7 @@ def test_an_unknown_config_key_names_the_nearest(tmp_path):
 
 def test_status_without_a_daemon_says_what_to_do(tmp_path):
     assert "start one with kvstore serve" in _refused("status", "--connect", f"unix:{tmp_path}/kv.sock")
+    assert "give unix:PATH or HOST:PORT" in _refused("status", "--connect", "kv.sock")
 
 
 def test_a_killed_daemon_is_followed_by_another_on_the_same_socket(serve):
