@@ -25,7 +25,7 @@ from kvstore.client.client import Client
 from kvstore.client.connect import connect
 from kvstore.client.match import Blocks, ClientMatch
 from kvstore.core.match import Hints
-from kvstore.engines.transformers import Run, Worker, build_demo_model, demo_layout
+from kvstore.engines.transformers import Worker, build_demo_model, demo_layout
 from kvstore.engines.transformers.cache import Bytes
 from kvstore.engines.transformers.worker import Tokens
 
@@ -104,13 +104,9 @@ def _answer(worker: Worker, client: Client, asked: dict[str, object], told: Text
         "cold_ttft_s": cold.ttft_s,
         "publish_s": run.publish_s,
         "durable": flushed,
-        "identical": _identical(run, cold),
+        "identical": run.is_same_as(cold),
         "counters": client.counters,
     }
-
-
-def _identical(run: Run, cold: Run) -> bool:
-    return run.output == cold.output and torch.equal(run.logits, cold.logits)
 
 
 def _connected(address: str) -> Client:

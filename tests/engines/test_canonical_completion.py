@@ -1,5 +1,7 @@
 """Blocks that decoding finished are recomputed in whole chunks, and then equal a cold prefill of the transcript."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -60,3 +62,11 @@ def test_decoded_rows_are_not_canonical(worker, tokens):
     kept = [store.rows[store.key(whole, edge)] for edge in (128, 256, 384, 512)]
     assert decoded[:2] == kept[:2]
     assert decoded[2] != kept[2] and decoded[3] != kept[3]
+
+
+def test_one_bit_is_a_difference(worker, tokens):
+    run = worker.run(tokens[:5], 1)
+    zeros, negative = torch.zeros_like(run.logits), -torch.zeros_like(run.logits)
+    assert replace(run, logits=zeros).is_same_as(replace(run, logits=zeros.clone()))
+    assert not replace(run, logits=zeros).is_same_as(replace(run, logits=negative))
+    assert not run.is_same_as(replace(run, output=(*run.output, 2)))
