@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from itertools import chain as joined
 from threading import Lock
 
@@ -99,13 +98,16 @@ def _frames(objects: Iterable[tuple[Name, OpenObject | None]], deadline: float) 
     starts: list[pb.ObjectStart] = []
     pieces: list[memoryview] = []
     room = MAX_CHUNK_BYTES
-    with ExitStack() as held:  # objects whose last bytes are in `pieces`, not framed yet
+    # Entered objects whose bytes are in `pieces`, not framed yet; the one being cut up is last. A list and not an
+    # ExitStack, which costs 3 us an object: a fifth of all that an object of 64 KB costs here.
+    held: list[OpenObject] = []
+    try:
         for name, opened in objects:
-            with ExitStack() as current:
-                if opened is not None:
-                    current.enter_context(opened)
-                starts.append(_start(name, opened))
-                for piece in _pieces(opened):
+            if opened is not None:
+                held.append(opened.__enter__())
+            starts.append(_start(name, opened))
+            if opened is not None:
+                for piece in opened.pieces:
                     while piece.nbytes:
                         part, piece = piece[:room], piece[room:]
                         pieces.append(part)
@@ -113,21 +115,25 @@ def _frames(objects: Iterable[tuple[Name, OpenObject | None]], deadline: float) 
                         if not room:
                             frame = wire.frame_fetch(starts, pieces)
                             starts, pieces, room = [], [], MAX_CHUNK_BYTES
-                            held.close()
+                            _close(held[:-1])
+                            del held[:-1]
                             _check(deadline)
                             yield frame
-                held.enter_context(current.pop_all())
             if len(starts) >= MAX_STARTS:
                 frame = wire.frame_fetch(starts, pieces)
                 starts, pieces, room = [], [], MAX_CHUNK_BYTES
-                held.close()
+                _close(held)
+                held.clear()
                 yield frame
         if starts or pieces:
             yield wire.frame_fetch(starts, pieces)
+    finally:
+        _close(held)
 
 
-def _pieces(opened: OpenObject | None) -> Sequence[memoryview]:
-    return () if opened is None or opened.is_missing else opened.pieces
+def _close(objects: Sequence[OpenObject]) -> None:
+    for opened in objects:
+        opened.__exit__(None, None, None)
 
 
 def _start(name: Name, opened: OpenObject | None) -> pb.ObjectStart:
