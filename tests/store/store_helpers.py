@@ -91,7 +91,11 @@ class Stream:
             )
             for index, status in enumerate(reservation.statuses):
                 if status is ReserveStatus.WANTED:
-                    fill(store.begin_object(reservation.id, index), bytes_of[index])
+                    pieces = store.begin_object(reservation.id, index)
+                    if pieces is None:  # another thread reported it, or what it stands on
+                        done.append(PutStatus.DROPPED)
+                        continue
+                    fill(pieces, bytes_of[index])
                     done.append(store.finish_object(reservation.id, index))
             durabilities = store.commit(reservation.id, durable, time.monotonic() + 30)
             fresh = list(reservation.statuses)
