@@ -119,11 +119,16 @@ def memory_bytes() -> int:
 
 
 def filesystem_bytes(folder: Path) -> int:
-    """Size of the filesystem that holds the folder, or will hold it."""
+    """Size of the filesystem that holds the folder, or will hold it. ConfigError where it cannot be looked at."""
     there = folder.absolute()
-    while not there.exists():
-        there = there.parent
-    return shutil.disk_usage(there).total
+    try:
+        while not there.exists():
+            there = there.parent
+        return shutil.disk_usage(there).total
+    except OSError as error:
+        raise ConfigError(
+            f"{there} cannot be looked at ({error.strerror}): make its folder readable, or choose another"
+        ) from error
 
 
 def _read(settings: _Settings) -> Config:
@@ -165,6 +170,12 @@ def _read(settings: _Settings) -> Config:
         return Config(listen, secret, drain_seconds, host, None, match, limits)
     if not disk_bytes:
         raise ConfigError(f"{settings.named('disk.bytes')} is 0: give the disk a size, or leave disk.folder out")
+    on_filesystem = settings.checked("disk.folder", lambda: filesystem_bytes(folder))
+    if disk_bytes > on_filesystem:
+        raise ConfigError(
+            f"{settings.named('disk.bytes')} is {disk_bytes} bytes, the filesystem of {folder} has {on_filesystem}: "
+            "give it less"
+        )
     secret = secret or folder.with_name(folder.name + ".secret")
     if secret.is_relative_to(folder):
         raise ConfigError(f"secret_file {secret} lies inside the disk folder {folder}: keep it outside")

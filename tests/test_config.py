@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,7 @@ def test_percents_are_of_memory_and_of_the_filesystem(tmp_path):
         ('[host]\nbytes = "900TiB"', "this machine has .*: give it less"),
         ('[disk]\nbytes = "1GiB"', "set without a folder: name one with disk.folder"),
         ('[disk]\nfolder = "/x"\nbytes = 0', "give the disk a size, or leave disk.folder out"),
+        ('[disk]\nfolder = "/x"\nbytes = "900000TiB"', "the filesystem of /x has .*: give it less"),
         ('[disk]\nfolder = ""', "give it a text"),
         ('[disk]\ncodec = "lz4"', "choose one of raw, zstd"),
         ("[limits]\nputs = 0", "a whole number from 1 to 256"),
@@ -127,6 +129,16 @@ def test_what_cannot_be_is_refused_in_one_sentence(tmp_path, text, says):
     with pytest.raises(ConfigError, match=says) as refusal:
         _load(tmp_path, text)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("size", ["10%", "1GiB"])
+def test_a_folder_that_cannot_be_looked_at_is_named(tmp_path, monkeypatch, size):
+    def denied(self):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "exists", denied)
+    with pytest.raises(ConfigError, match=r"/closed/disk cannot be looked at \(Permission denied\)"):
+        load_config(None, {"disk.folder": "/closed/disk", "disk.bytes": size})
 
 
 def test_a_refused_flag_is_called_by_its_name(tmp_path):

@@ -45,7 +45,13 @@ def check_command(
 
 def check(folder: Path) -> Verification:
     """Verify a folder that no daemon holds. OperatorError says why that cannot be done."""
-    if not folder.is_dir() or not (segments_in(folder) or (folder / FILE_NAME).exists() or (folder / "lock").exists()):
+    try:
+        is_ours = folder.is_dir() and (
+            segments_in(folder) or (folder / FILE_NAME).exists() or (folder / "lock").exists()
+        )
+    except OSError as error:
+        raise OperatorError(f"{folder} cannot be read ({error.strerror}): check its owner and mode") from error
+    if not is_ours:
         raise OperatorError(f"{folder} is no disk folder of kvstore: give the folder that `serve --disk` was given")
     lock = lock_folder(folder)
     try:

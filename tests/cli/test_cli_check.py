@@ -1,5 +1,6 @@
 """`kvstore check`: clean is 0, damage is 1 and named, a folder that cannot be checked is 2 and a plain sentence."""
 
+import errno
 import json
 import os
 
@@ -178,6 +179,15 @@ def test_a_folder_that_is_not_ours_is_2(tmp_path, name):
     result = run(tmp_path / name)
     assert result.exit_code == 2 and "is no disk folder of kvstore" in result.stderr
     assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_a_folder_that_may_not_be_read_is_2(folder, monkeypatch):
+    def denied(self, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(check_module, "segments_in", denied)
+    result = run(folder)
+    assert result.exit_code == 2 and "cannot be read (Permission denied): check its owner" in result.stderr
 
 
 def test_long_work_shows_progress_on_standard_error_only(folder, monkeypatch):
