@@ -7,6 +7,7 @@ Runs in the RPC threads.
 from __future__ import annotations
 
 import time
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain as joined
@@ -25,32 +26,34 @@ from kvstore.store.objects import OpenedNamespace, OpenObject
 from kvstore.store.store import Store
 
 MAX_STARTS = 1024  # objects named in one message; a missing object has no bytes that would fill it
-MAX_RESERVATIONS = 4096  # remembered at once; the uploads of forgotten ones are answered DROPPED
+MAX_RESERVED_OBJECTS = 1 << 20  # remembered at once, 8 B each; the uploads of forgotten ones are answered DROPPED
 
 
 class ReservedLengths:
     """How many bytes each object of a reservation has, so that a stream can be cut where one was dropped meanwhile.
 
-    Thread-safe. Bounded: the oldest reservation is forgotten.
+    Thread-safe. Bounded: a worker that never commits costs the oldest reservations, not memory.
     """
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._lengths: OrderedDict[int, tuple[int, ...]] = OrderedDict()
+        self._lengths: OrderedDict[int, array[int]] = OrderedDict()
+        self._objects = 0
 
     def remember(self, reservation: int, objects: Sequence[ObjectSpec]) -> None:
         with self._lock:
-            self._lengths[reservation] = tuple(spec.length for spec in objects)
-            if len(self._lengths) > MAX_RESERVATIONS:
-                self._lengths.popitem(last=False)
+            self._lengths[reservation] = array("Q", (spec.length for spec in objects))
+            self._objects += len(objects)
+            while self._objects > MAX_RESERVED_OBJECTS:
+                self._objects -= len(self._lengths.popitem(last=False)[1])
 
-    def of(self, reservation: int) -> tuple[int, ...] | None:
+    def of(self, reservation: int) -> array[int] | None:
         with self._lock:
             return self._lengths.get(reservation)
 
     def forget(self, reservation: int) -> None:
         with self._lock:
-            self._lengths.pop(reservation, None)
+            self._objects -= len(self._lengths.pop(reservation, ()))
 
 
 def fetch(

@@ -11,6 +11,8 @@ from kvstore.core.checksum import content_checksum, seal
 from kvstore.core.errors import InvalidInput, InvalidLayout, LayoutMismatch, OtherBootEpoch, UnknownNamespace
 from kvstore.core.keys import BlockKey, Chain
 from kvstore.core.match import InferenceMode, SessionEvent
+from kvstore.core.reserve import ObjectSpec
+from kvstore.daemon import streams
 from kvstore.rpc import convert, wire
 from kvstore.rpc.generated import kvstore_pb2 as pb
 from kvstore.rpc.layouts import layout_to_wire
@@ -170,6 +172,19 @@ def test_an_upload_that_cannot_be_is_refused(peer, frames, says):
     reserved = peer.reserve(peer.chain(2), [body(0), body(1)])
     error = refusal(peer.put_raw, iter(frames(peer, reserved.reservation)))
     assert isinstance(error, InvalidInput) and says in str(error)
+
+
+def test_reservations_that_nobody_ends_are_forgotten_by_their_objects(monkeypatch):
+    monkeypatch.setattr(streams, "MAX_RESERVED_OBJECTS", 10)
+    lengths = streams.ReservedLengths()
+    specs = [ObjectSpec(block, 0, 7, bytes(16)) for block in range(4)]
+    for reservation in range(1, 5):
+        lengths.remember(reservation, specs)
+    assert [lengths.of(reservation) is None for reservation in range(1, 5)] == [True, True, False, False]
+    lengths.forget(3)
+    lengths.forget(3)
+    lengths.remember(5, specs)
+    assert lengths.of(4) is not None and list(lengths.of(5)) == [7] * 4
 
 
 def test_an_upload_that_breaks_off_gives_its_room_back(peer, store):
