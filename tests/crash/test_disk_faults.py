@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from fault_tools import (
     tick_until,
     trouble,
 )
-from store_helpers import Stream
+from store_helpers import MIB, Stream
 
 from kvstore.core.presets import v4_demo
 from kvstore.store.store import Store
@@ -124,4 +125,35 @@ def test_a_read_that_gets_no_memory_is_a_miss(tmp_path: Path, monkeypatch) -> No
         assert store.quiesce(20)
         assert set(stream.fetch(store, match).values()) == {None}
     puts_resume(store)
+    store.close()
+
+
+def test_a_failed_sync_retires_its_segment_and_what_lay_only_there_is_a_miss(tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / "d"
+    store = opened(folder, host_bytes=2 * MIB)
+    streams = [Stream(store, v4_demo(), str(number), 6) for number in range(12)]
+    for stream in streams[:-1]:
+        assert len(put_durably(store, stream, 0, 6, (5,))) == 7
+    for stream in streams[:6]:  # they take the host from the ones that were put last
+        assert read_back(store, stream) == stream.tokens
+        assert store.quiesce(20)
+    before = on_disk(store)
+    device = Device(monkeypatch, folder)
+    device.refuse("fdatasync", errno.EIO, 1, 1)
+    acknowledged = put_durably(store, streams[-1], 0, 2)
+    assert device.refused == 1 and "sync disk segment" in trouble(store) and "check the device" in trouble(store)
+    assert not acknowledged & {streams[-1].key(0), streams[-1].key(1)}, "a failed sync is never taken for one"
+    lost = before - on_disk(store)
+    assert lost and store.status().counters["retired_segments"] == 1
+    in_memory = {key for key, copies in store.contents().items() if ("host", "ready") in copies}
+    for found in store.open_objects(0, sorted(lost), time.monotonic() + 30):
+        with found:
+            assert found.is_missing == (found.key not in in_memory)
+    assert lost - in_memory, "the host held everything: this shows nothing"
+    for stream in streams:
+        read_back(store, stream)
+    puts_resume(store)
+    for stream in streams:
+        assert len(put_durably(store, stream, 0, 6, (5,))) == 7
+    store.contents()
     store.close()
