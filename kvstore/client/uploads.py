@@ -22,6 +22,7 @@ from kvstore.rpc.enums import DURABILITY, PUT_STATUS, RESERVE_STATUS
 from kvstore.rpc.generated import kvstore_pb2 as pb
 
 HOLD_SECONDS = 0.5  # far below the daemon's lease_seconds, after which it gives a reservation up
+WAITED_SECONDS = 1.0  # a Reserve that took longer was waiting for room; the store does so for two
 GIVE_UP_SECONDS = 1.0  # for the Commit that ends a failed upload's reservation
 REMEMBERED_PUTS = 256  # whose durability a later flush can still ask for
 
@@ -69,6 +70,7 @@ class Uploads:
             hints=hints_to_wire(job.hints),
         )
         while True:
+            asked = self._link.deadline(0)
             reservation, statuses = self._reserve(session, request, deadline)
             wanted = [index for index, status in enumerate(statuses) if status is ReserveStatus.WANTED]
             if wanted:
@@ -77,9 +79,11 @@ class Uploads:
                 except StoreUnavailable:
                     self._give_up(session, reservation)
                     raise
-            if not wanted or ReserveStatus.NO_ROOM not in statuses:
+            # Room ran out half-way: the first part must be there before it can leave the host for the second. Or there
+            # is none yet: a store that kept us waiting is copying to disk, one that would not be answers at once.
+            is_worth_asking = wanted or self._link.deadline(0) - asked >= WAITED_SECONDS
+            if ReserveStatus.NO_ROOM not in statuses or not is_worth_asking:
                 break
-            # room ran out half-way: the first part must be there before it can leave the host for the second
             self._link.call(self._link.calls.commit, _commit_of(session, reservation, durable=False), deadline)
             self._link.counters.add("puts_continued")
         for status in statuses:
