@@ -252,7 +252,10 @@ class Store:
                 self._kept.counters["restored"] = recovery.restored
                 self._kept.counters["forgotten"] = len(recovery.forgotten)
         if self._kept.disk is not None and recovery.forgotten:
-            self._kept.disk.manifest.commit([], recovery.forgotten)
+            try:
+                self._kept.disk.manifest.commit([], recovery.forgotten)
+            except TierFault as fault:  # they are forgotten again by the next start
+                self._kept.trouble(Tier.DISK, str(fault))
         self._kept.mover.start()
 
     def _request(

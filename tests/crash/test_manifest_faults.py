@@ -14,8 +14,10 @@ from crash_tools import Document, client_of, daemon
 from fault_tools import after_a_kill, on_disk, opened, put_durably, read_back, tick_until, trouble
 from store_helpers import Stream
 
+from kvstore.core.errors import TierFault
 from kvstore.core.presets import v4_demo
 from kvstore.store import mover
+from kvstore.tiers.manifest import Manifest
 
 
 def test_a_manifest_that_could_not_be_written_is_written_anew(tmp_path: Path, monkeypatch) -> None:
@@ -42,6 +44,31 @@ def test_a_manifest_that_could_not_be_written_is_written_anew(tmp_path: Path, mo
     assert put_durably(store, stream, 6, 12) == {stream.key(block) for block in range(6, 12)}
     store.close()
     assert not list(folder.glob("manifest.bad-*"))
+
+
+def test_a_start_that_cannot_forget_what_does_not_fit_starts_all_the_same(tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / "d"
+    store = opened(folder)
+    put_durably(store, Stream(store, v4_demo(), "a", 3), 0, 3)
+    store.close()
+    for name in (folder / "namespaces").iterdir():
+        name.unlink()
+    real = Manifest.commit
+
+    def commit(self: Manifest, put, drop) -> None:
+        if drop:
+            raise TierFault("cannot write the manifest: Input/output error")
+        real(self, put, drop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "commit", commit)
+        store = opened(folder)
+    assert "cannot write the manifest" in trouble(store) and store.contents() == {}
+    stream = Stream(store, v4_demo(), "a", 3)
+    durable = put_durably(store, stream, 0, 3)
+    assert len(durable) == 3 and not trouble(store)
+    assert after_a_kill(folder, "a", 3) == durable
+    store.close()
 
 
 @pytest.fixture
