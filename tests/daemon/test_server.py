@@ -197,7 +197,7 @@ def test_draining_refuses_new_calls_and_finishes_those_in_flight(daemon, store, 
     assert entered.wait(10)
     stopping = threading.Thread(target=daemon.stop, args=(20.0,))
     stopping.start()
-    until(lambda: _refused(daemon))
+    until(lambda: _refused(daemon.address.target))
     leave.set()
     data = b"".join(wire.parse_fetch(raw).data for raw in stream)
     assert data == body(0) + body(1)
@@ -206,8 +206,8 @@ def test_draining_refuses_new_calls_and_finishes_those_in_flight(daemon, store, 
     assert store.closed_with > 0
 
 
-def _refused(daemon) -> bool:
-    with grpc.insecure_channel(daemon.address.target) as channel:
+def _refused(target: str) -> bool:
+    with grpc.insecure_channel(target) as channel:
         try:
             health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
         except grpc.RpcError as error:
@@ -280,12 +280,13 @@ def test_a_signal_drains_with_a_stream_in_flight(process, tmp_path, number):
 
 
 def test_a_second_signal_ends_at_once(process, tmp_path):
-    peer = Peer(f"unix:{tmp_path}/kv.sock")
+    target = f"unix:{tmp_path}/kv.sock"
+    peer = Peer(target)
     peer.say_hello()
     stream = peer.fetch_raw(peer.fetch_request(peer.chain(1), 1), timeout=60)
     next(stream)
     os.kill(process.pid, signal.SIGTERM)
-    time.sleep(0.3)  # two signals sent at once may arrive as one
+    until(lambda: _refused(target))  # the first has arrived: two sent at once may arrive as one
     assert process.poll() is None, "the stream is not read, so the drain must still be waiting"
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(10) == 0
