@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from kvstore.core.actions import Action, Copy, Drop
 from kvstore.core.errors import InvalidInput
+from kvstore.core.index import Facts
 from kvstore.core.keys import PAGE_BYTES, BlockKey, Tier
 from kvstore.core.planner import Planner
 from kvstore.core.settings import Settings
@@ -84,6 +85,10 @@ class Kept:
         if known is None:
             raise InvalidInput(f"namespace {name[:4].hex()} is not open: say Hello first")
         return known
+
+    def host_pieces(self, facts: Facts, slots: Sequence[int]) -> list[memoryview]:
+        """Writable views of an object's slots on the host. Needs no lock; the caller holds the slots."""
+        return self.host.pieces(slots, self.described[facts.namespace].cuts[facts.key.group])
 
     def last_used_wall(self, key: BlockKey) -> float:
         """When an object was last used, in Unix seconds."""

@@ -122,7 +122,7 @@ class Store:
         A cold object whose promotion is under way is waited for; one that is not being promoted comes straight from
         disk. Missing where it is gone, corrupt or late.
         """
-        return (self._reader.open(key, deadline) for key in keys)
+        return self._reader.open_all(keys, deadline)
 
     def release(self, leases: Sequence[int]) -> int:
         """End leases; how many were not over yet."""

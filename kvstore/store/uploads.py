@@ -74,8 +74,7 @@ class Uploads:
             assert entry is not None and entry.host is not None
             found.writing.add(index)
             slots = entry.host.slots
-            cuts = self._kept.described[facts.namespace].cuts[facts.key.group]
-        return self._kept.host.pieces(slots, cuts)
+        return self._kept.host_pieces(facts, slots)
 
     def finish_object(self, reservation: int, index: int) -> PutStatus:
         """The pieces are filled: check the arena's copy against what was announced, and publish it."""
@@ -87,8 +86,7 @@ class Uploads:
                 return PutStatus.DROPPED
             entry = self._kept.planner.entry(facts.key) if is_live else None
             slots = entry.host.slots if entry is not None and entry.host is not None else ()
-            cuts = self._kept.described[facts.namespace].cuts[facts.key.group]
-        is_whole = is_live and content_checksum(self._kept.host.pieces(slots, cuts)) == facts.content
+        is_whole = is_live and content_checksum(self._kept.host_pieces(facts, slots)) == facts.content
         with self._kept.changed:
             found.writing.discard(index)
             found.facts[index] = None
