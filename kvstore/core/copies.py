@@ -152,7 +152,7 @@ class Copies:
         if entry is None or held is None or held.status is not CopyStatus.READY:
             return None
         held.busy += 1
-        self._room.review_all((entry,))
+        self._room.review_use(entry, tier)
         return held
 
     def unhold(self, key: BlockKey, tier: Tier, generation: int, held: Held) -> list[Action]:
@@ -161,7 +161,7 @@ class Copies:
             return self._settle(key, generation, tier)
         entry = self._room.find(key)
         if entry is not None:
-            self._room.review_all((entry,))
+            self._room.review_use(entry, tier)
         return []
 
     # -- private --------------------------------------------------------------------------------

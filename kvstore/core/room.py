@@ -72,6 +72,11 @@ class Room:
             if not entry.is_rows and entry.node.rows is not None:
                 self.review(entry.node.rows)
 
+    def review_use(self, entry: Entry, tier: Tier) -> None:
+        """A reader of this copy came or went. Rows with blocks standing on them may not go either way."""
+        if not entry.is_rows or entry.node.below(tier) <= len(entry.node.states):
+            self.review_all((entry,))
+
     def is_offered(self, entry: Entry, tier: Tier) -> bool:
         """Whether the policy has this copy among its candidates; equal to `may_go`, or a review was forgotten."""
         return entry.facts.key in self._order(tier, self.owner(entry, tier))
