@@ -1,7 +1,7 @@
 """The gRPC server around a store: binding, threads, health, reflection, draining.
 
 Threads: `kvstore-rpc-*` run the calls, `kvstore-tick` moves the store's clock every half second, grpc's own threads do
-the network. Nothing else is started here; the store's copy threads are its own.
+the network. Nothing else is started here; the store's copy threads are its own, `signals.py` has one.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Daemon:
             self._hold.close()
 
     def hasten(self) -> None:
-        """Cut a running `stop` short: calls in flight are cancelled now. Safe in a signal handler."""
+        """Cut a running `stop` short: calls in flight are cancelled now. Any thread."""
         self._is_hasty = True
         self._server.stop(0)
 

@@ -293,6 +293,20 @@ def test_a_second_signal_ends_at_once(process, tmp_path):
     assert process.stdout.read() == "closed False\n"
 
 
+def test_a_signal_that_another_thread_takes_is_not_lost(tmp_path):
+    """The kernel may hand it to any thread, and the main one may be about to wait: it must hear of it all the same."""
+    tmp_path.chmod(0o700)
+    here = Path(__file__).resolve()
+    script = PROCESS.format(paths=[str(here.parent), str(here.parents[2])]).replace(
+        '    print("ready", flush=True)\n',
+        "    import signal, threading\n"
+        "    stray = lambda: signal.pthread_kill(threading.get_ident(), signal.SIGTERM)\n"
+        "    threading.Timer(0.3, stray).start()\n",
+    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True, timeout=20)
+    assert (done.returncode, done.stdout) == (0, "closed True\n")
+
+
 @pytest.mark.parametrize(
     "name", [name for name in vars(MemoryStore) if not name.startswith("_") and callable(getattr(MemoryStore, name))]
 )
