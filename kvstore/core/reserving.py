@@ -68,10 +68,10 @@ class Reserving:
             parent = namespace.node(parent_prefix)
             if parent is None:
                 return ReserveStatus.NO_PARENT, None
-            below = writing.lineages.get(spec.block - 1, parent.lineage)
-            lineage = writing.lineages[spec.block] = child_lineage(below, spec.content)
-            if below != parent.lineage:
+            below = writing.lineages.get(spec.block - 1)
+            if below is None or below != parent.lineage:  # on other rows, or it was not shown on which
                 return ReserveStatus.OTHER_LINEAGE, None
+            lineage = writing.lineages[spec.block] = child_lineage(below, spec.content)
             if node is not None:
                 return self._known(node.rows, node.lineage == lineage, writing.now), None
         else:

@@ -247,6 +247,16 @@ def test_objects_of_another_run_are_never_joined_to_stored_ones() -> None:
     assert bench.planner.counts.other_lineage == 4
 
 
+def test_rows_whose_parent_was_not_shown_are_another_run_s() -> None:
+    bench = Bench()
+    bench.put("a", 3)
+    chain = bench.chain("a", 6)
+    skips = [ObjectSpec(block, 0, TINY.rows.nbytes, bytes(16)) for block in (3, 4)]  # blocks 0 to 2 are not announced
+    statuses, _, _ = bench.planner.reserve(NAME, chain, skips, ROOT_LINEAGE, WORKER, Hints(), 9.0, 0.0)
+    assert statuses == [ReserveStatus.OTHER_LINEAGE] * 2
+    assert bench.lookup("a", 6).rows_tokens == 3 * 128
+
+
 def test_rows_without_their_parent_are_refused() -> None:
     bench = Bench()
     assert bench.put("a", 6, first=3) == [ReserveStatus.NO_PARENT] * 3
