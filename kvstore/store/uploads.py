@@ -64,11 +64,13 @@ class Uploads:
         return reservation
 
     def begin_object(self, reservation: int, index: int) -> list[memoryview] | None:
-        """Writable pieces for one wanted object, in byte order. None: not wanted, or gone meanwhile."""
+        """Writable pieces for one wanted object, in byte order. None: not wanted, being written, or gone meanwhile."""
         with self._kept.lock:
             found = self._reservations.get(reservation)
             facts = found.facts[index] if found is not None and 0 <= index < len(found.facts) else None
             if found is None or facts is None or not self._kept.planner.is_live(facts.key, facts.generation):
+                return None
+            if index in found.writing:  # a second writer would go on writing after the first has published
                 return None
             entry = self._kept.planner.entry(facts.key)
             assert entry is not None and entry.host is not None

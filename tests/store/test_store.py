@@ -102,6 +102,20 @@ def test_bytes_that_differ_from_their_checksum_are_never_visible(tmp_path: Path)
     store.close()
 
 
+def test_an_object_has_one_writer_at_a_time_and_none_once_it_is_visible(tmp_path: Path) -> None:
+    store = Store.open(config(None))
+    stream = Stream(store, presets.v4_tiny(), "a", 1)
+    data = stream.payload(0)
+    spec = ObjectSpec(0, 0, len(data), content_checksum([data]))
+    reservation = store.reserve(stream.namespace, stream.chain(), [spec], stream.lineage(0), bytes(16), Hints())
+    pieces = store.begin_object(reservation.id, 0)
+    assert store.begin_object(reservation.id, 0) is None  # a stream that was tried again while the first still runs
+    fill(pieces, data)
+    assert store.finish_object(reservation.id, 0) is PutStatus.STORED
+    assert store.begin_object(reservation.id, 0) is None
+    store.close()
+
+
 def test_an_upload_that_never_ends_gives_its_room_back(tmp_path: Path) -> None:
     now = [100.0]
     store = Store.open(config(None, reservation_seconds=10.0), clock=lambda: now[0])
