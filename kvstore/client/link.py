@@ -194,10 +194,14 @@ class Link:
     def _say_hello(self, deadline: float) -> Session:
         try:
             answer = self.call(self.calls.hello, self._hello, deadline)
-            return _session_from_wire(answer)
+            session = _session_from_wire(answer)
         except (HelloAgain, InvalidInput) as error:
             self.counters.add("failed_malformed")
             raise StoreUnavailable(f"its Hello makes no sense: {error}") from error
+        if answer.created and answer.differing_fields:
+            fields = ", ".join(answer.differing_fields)
+            log.warning("a cache of its own: this layout differs from a known one of this model in %s", fields)
+        return session
 
 
 def _session_from_wire(answer: pb.HelloResponse) -> Session:

@@ -50,6 +50,14 @@ def start(tmp_path):
         running.pop().stop(5.0)
 
 
+def test_a_worker_hears_in_which_field_its_layout_differs(start, connect, caplog):
+    start()
+    connect(presets.v4_tiny())
+    assert "differs" not in caplog.text
+    connect(presets.with_changes(presets.v4_tiny(), revision="other"))
+    assert "differs from a known one of this model in revision" in caplog.text
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_what_was_put_is_found_and_fetched(start, connect, name):
     start()
