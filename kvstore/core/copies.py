@@ -7,6 +7,7 @@ the index before the copy ends, both are doomed: their slots are freed when the 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 
 from kvstore.core.actions import Action, Copy, Drop
 from kvstore.core.index import CopyStatus, Entry, Held, Namespace, Node, mark_ready
@@ -24,7 +25,6 @@ class Copies:
     def __init__(self, room: Room, counts: Counts) -> None:
         self._room = room
         self._counts = counts
-        self._unwritten: dict[BlockKey, None] = {}  # on the host only: a copy to disk failed or went bad
 
     # -- starting -------------------------------------------------------------------------------
     def host_room(self, namespace: Namespace, count: int, holding: Entry | None, actions: list[Action]) -> bool:
@@ -83,6 +83,8 @@ class Copies:
             above = node.parent if entry.is_rows else node
             assert above is not None
             if above.parent is not None and (above.rows is None or above.rows.disk is None):
+                if above.rows is not None and above.rows.is_ready(Tier.HOST):
+                    self.write_again(above.rows)  # it left the disk, or waits for its own parent
                 continue
             host.busy += 1
             self._room.attach(entry, Tier.DISK, Held(CopyStatus.INCOMING, (), 0))
@@ -94,16 +96,17 @@ class Copies:
 
     def write_again(self, entry: Entry) -> None:
         """Let a later tick copy it to disk: its copy there is gone."""
-        self._unwritten[entry.facts.key] = None
+        self._room.unwritten[entry.facts.key] = None
 
     def retry_writes(self) -> list[Action]:
         """Try again to copy to disk what failed before, oldest first and a few at a time."""
         actions: list[Action] = []
-        for key in list(self._unwritten)[:RETRIES_PER_TICK]:
-            del self._unwritten[key]
+        unwritten = self._room.unwritten
+        for key in list(islice(unwritten, RETRIES_PER_TICK)):
+            del unwritten[key]
             entry = self._room.find(key)
             if entry is not None:
-                actions += self.write_through(entry)
+                actions += self.write_through(_first_unwritten(entry))
         return actions
 
     def encoded(self, key: BlockKey, generation: int, frame_bytes: int) -> tuple[tuple[int, ...], list[Action]]:
@@ -157,7 +160,7 @@ class Copies:
 
     def unhold(self, key: BlockKey, tier: Tier, generation: int, held: Held) -> list[Action]:
         held.busy -= 1
-        if (key, generation, tier) in self._room.doomed:
+        if self._room.doomed.get((key, generation, tier)) is held:
             return self._settle(key, generation, tier)
         entry = self._room.find(key)
         if entry is not None:
@@ -205,3 +208,11 @@ class Copies:
         for drop in drops:
             self._counts.evicted[drop.tier] += 1
         return list(drops)
+
+
+def _first_unwritten(entry: Entry) -> Entry:
+    """The topmost of the rows on the host that must be on disk before this entry can be; itself if none must."""
+    above = entry.node.parent if entry.is_rows else entry.node
+    while above is not None and above.rows is not None and above.rows.disk is None and above.rows.is_ready(Tier.HOST):
+        entry, above = above.rows, above.parent
+    return entry

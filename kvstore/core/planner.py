@@ -54,7 +54,7 @@ class Planner:
         self._lifetimes = Lifetimes(self._room)
         self._reserving = Reserving(self._room, self._copies, self._lifetimes, first_generation)
         self._costs: dict[bytes, CostModel | None] = {}
-        self._sessions: dict[tuple[bytes, str], Node] = {}
+        self._sessions: dict[tuple[bytes, str], bytes] = {}  # the deepest block that was found, by prefix
 
     # -- space and namespaces -------------------------------------------------------------------
     def grow(self, tier: Tier, regions: int) -> None:
@@ -232,11 +232,11 @@ class Planner:
 
     def session(self, name: bytes, session: str, event: SessionEvent, now: float) -> list[Action]:
         """A session's life: an event of an open one keeps its chain warm, a closed one is forgotten."""
-        node = self._sessions.get((name, session))
-        if node is not None and event is SessionEvent.CLOSED:
+        prefix = self._sessions.get((name, session))
+        if prefix is not None and event is SessionEvent.CLOSED:
             del self._sessions[name, session]
-        elif node is not None and node.rows is not None:
-            self._lifetimes.touch(node.rows, now)
+        elif prefix is not None:
+            self._lifetimes.touch(self._room.find(BlockKey(prefix, 0)), now)
         return []
 
     def pin(self, name: bytes, chain: Chain, ttl_seconds: float, now: float) -> Pin | None:
@@ -303,6 +303,6 @@ class Planner:
         if not session:
             return
         self._sessions.pop((name, session), None)
-        self._sessions[name, session] = node
+        self._sessions[name, session] = node.prefix
         if len(self._sessions) > MAX_SESSIONS:
             del self._sessions[next(iter(self._sessions))]

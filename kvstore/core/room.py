@@ -32,6 +32,7 @@ class Room:
         self.spaces = spaces
         self.policy = policy
         self.doomed: dict[tuple[BlockKey, int, Tier], Held] = {}  # dropped from the index while still in use
+        self.unwritten: dict[BlockKey, None] = {}  # stored, and not on disk: a copy there failed, went bad or was dropped
         self._orders: dict[tuple[Tier, Hashable], Order] = {}
         self._entries: dict[BlockKey, Entry] = {}  # every entry with a copy
 
@@ -262,6 +263,7 @@ class Room:
         key, node = entry.facts.key, entry.node
         if self._entries.get(key) is entry:
             del self._entries[key]
+            self.unwritten.pop(key, None)
         if entry.is_rows:
             node.rows = None
             node.readable = False

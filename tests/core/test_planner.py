@@ -396,6 +396,36 @@ def test_a_corrupt_last_copy_takes_what_stands_on_it_and_nothing_else() -> None:
     assert bench.put("a", 8, states=(7,))[-1] is ReserveStatus.WANTED  # it can be put anew
 
 
+def test_what_is_put_on_rows_that_left_the_disk_reaches_the_disk() -> None:
+    bench = Bench(pages=4096, disk=4 * MIB)
+    bench.put("a", 12)
+    for index in range(12):
+        bench.put(f"x{index}", 100)  # more than the disk holds: the host keeps it all
+    left = [block for block in range(12) if bench.tiers("a", block) == {Tier.HOST}]
+    assert left and bench.tiers("x11", 99) == {Tier.HOST, Tier.DISK}
+    bench.put("a", 14, states=(13,))
+    for _ in range(3):
+        bench.do(bench.planner.tick(bench.now))
+        bench.planner.check()
+    assert bench.planner.survives(bench.key("a", 13, 1), set())
+
+
+def test_what_waits_for_the_disk_is_forgotten_with_its_object() -> None:
+    bench = Bench(pages=64, disk=16 * MIB)
+    chain = bench.chain("a", 1)
+    for _ in range(5):
+        spec = ObjectSpec(0, 0, TINY.rows.nbytes, bytes(16))
+        _, facts, _ = bench.planner.reserve(NAME, chain, [spec], ROOT_LINEAGE, WORKER, Hints(), 0.0, 0.0)
+        assert facts[0] is not None
+        key, generation = facts[0].key, facts[0].generation
+        bench.planner.arrived(key, generation, Tier.HOST, 0.0)
+        bench.planner.failed(key, generation, Tier.DISK, 0.0)
+        assert list(bench.planner._room.unwritten) == [key]
+        bench.planner.report(key)
+        assert not bench.planner._room.unwritten
+    bench.planner.check()
+
+
 # -- lifetimes ---------------------------------------------------------------------------------
 def test_an_object_unused_for_its_ttl_is_forgotten_and_a_use_keeps_it() -> None:
     bench = Bench()
@@ -437,6 +467,19 @@ def test_an_event_of_an_open_session_keeps_its_chain_warm() -> None:
     bench = Bench(pages=64)
     bench.put("a", 20, states=(19,), session="agent")
     bench.planner.release(bench.lookup("a", 20, session="agent").lease or 0)
+    bench.put("b", 20)
+    bench.now += 1.0
+    bench.planner.session(NAME, "agent", SessionEvent.TOOL_CALL, bench.now)
+    bench.put("c", 40)
+    assert all(bench.tiers("a", block) for block in range(20)) and not bench.tiers("b", 19)
+
+
+def test_a_session_finds_its_chain_again_after_it_was_lost_and_put_anew() -> None:
+    bench = Bench(pages=64)
+    bench.put("a", 20, states=(19,))
+    bench.planner.release(bench.lookup("a", 20, session="agent").lease or 0)
+    bench.do(bench.planner.report(bench.key("a", 0)))
+    bench.put("a", 20, states=(19,))
     bench.put("b", 20)
     bench.now += 1.0
     bench.planner.session(NAME, "agent", SessionEvent.TOOL_CALL, bench.now)
