@@ -94,7 +94,7 @@ def test_a_commit_that_the_device_refuses_changes_nothing(tmp_path, manifest):
     manifest.commit(kept, [])
     with file_size_limit((tmp_path / FILE_NAME).stat().st_size), pytest.raises(TierFault, match="manifest"):
         manifest.commit([entry_for(number) for number in range(100, 2000)], [kept[0].key])
-    with pytest.raises(TierFault, match="out of use .*check the device"):
+    with pytest.raises(TierFault, match=r"out of use .*check the device"):
         manifest.commit([entry_for(60)], [])
     assert by_block(contents(tmp_path).entries) == kept
     assert contents(tmp_path).next_generation == manifest.next_generation == 51
