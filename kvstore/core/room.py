@@ -22,7 +22,7 @@ from kvstore.core.policy import Policy
 from kvstore.core.space import Region, Space, class_pages
 
 TIERS = (Tier.HOST, Tier.DISK)
-CLOSE_LOOKS = 64  # regions examined for one that can be emptied; each look walks all blocks below its objects
+CLOSE_LOOKS = 64  # regions examined for one that can be emptied; together they walk each block below them once
 
 
 class Room:
@@ -32,7 +32,7 @@ class Room:
         self.spaces = spaces
         self.policy = policy
         self.doomed: dict[tuple[BlockKey, int, Tier], Held] = {}  # dropped from the index while still in use
-        self.unwritten: dict[BlockKey, None] = {}  # stored, and not on disk: a copy there failed, went bad or was dropped
+        self.unwritten: dict[BlockKey, None] = {}  # not on disk: the copy there failed, went bad or was dropped
         self._orders: dict[tuple[Tier, Hashable], Order] = {}
         self._entries: dict[BlockKey, Entry] = {}  # every entry with a copy
 
@@ -296,29 +296,21 @@ class Room:
             return None
         waiting = [(r.last_used, -r.depth, r.number) for r in space.foreign_regions(owner)]
         heapq.heapify(waiting)
+        known: dict[Node, tuple[float, bool]] = {}  # regions share chains: each block is looked at once
         for _ in range(CLOSE_LOOKS):
             if not waiting or (colder_than is not None and waiting[0][0] >= colder_than):
                 return None
             _, depth, number = heapq.heappop(waiting)
             region = space.regions[number]
             entries = [self._entries.get(key) for key in set(region.holders.values())]
-            nodes = {node for entry in entries if entry is not None for node in entry.node.subtree()}
-            used = [found.last_used for node in nodes for found in (*node.states, node.rows) if found is not None]
-            warmth = max(used, default=region.last_used)
+            below = [_with_all_below(entry.node, known) for entry in entries if entry is not None]
+            warmth = max((last_used for last_used, _ in below), default=region.last_used)
             if warmth > region.last_used:
                 region.last_used = warmth
                 heapq.heappush(waiting, (warmth, depth, number))
-            elif None not in entries and all(self._is_free(node) for node in nodes):
+            elif None not in entries and all(is_free for _, is_free in below):
                 return region
         return None
-
-    def _is_free(self, node: Node) -> bool:
-        for entry in (*node.states, node.rows):
-            if entry is not None and (
-                entry.leases or entry.pins or not all(_is_idle(entry, tier) for tier, _ in entry.copies())
-            ):
-                return False
-        return True
 
     def _empty(self, tier: Tier, region: Region) -> list[Drop]:
         """Empty a region: copies that lie elsewhere too just leave, the others go with all below them."""
@@ -332,6 +324,29 @@ class Room:
             else:
                 drops += self.forget_all(entry)
         return drops
+
+
+def _with_all_below(node: Node, known: dict[Node, tuple[float, bool]]) -> tuple[float, bool]:
+    """The latest use of a block or of any below it, and whether nobody holds on to one of them; fills `known`."""
+    stack = [node]
+    while stack:
+        top = stack[-1]
+        waiting = [child for child in top.children() if child not in known]
+        if waiting:
+            stack += waiting
+            continue
+        own = [entry for entry in (*top.states, top.rows) if entry is not None]
+        below = [known[child] for child in top.children()]
+        known[top] = (
+            max([*(entry.last_used for entry in own), *(last_used for last_used, _ in below)]),
+            all(map(_is_free, own)) and all(is_free for _, is_free in below),
+        )
+        stack.pop()
+    return known[node]
+
+
+def _is_free(entry: Entry) -> bool:
+    return not (entry.leases or entry.pins) and all(_is_idle(entry, tier) for tier, _ in entry.copies())
 
 
 def _is_idle(entry: Entry, tier: Tier) -> bool:

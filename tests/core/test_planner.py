@@ -10,7 +10,7 @@ import pytest
 from kvstore.core import presets
 from kvstore.core.actions import Action, Copy, Drop
 from kvstore.core.cost import CostModel
-from kvstore.core.index import ObjectClass
+from kvstore.core.index import Node, ObjectClass
 from kvstore.core.keys import BlockKey, Chain, Tier
 from kvstore.core.layout import ModelLayout
 from kvstore.core.lineage import ROOT_LINEAGE, chain_lineages
@@ -358,6 +358,25 @@ def test_a_namespace_gains_regions_from_one_that_is_colder() -> None:
     assert all(bench.planner.entry(BlockKey(digest, 0)) for digest in hashes)
     kept = [block for block in range(250) if bench.tiers("old", block)]
     assert kept == list(range(len(kept))) and 100 <= len(kept) <= 156
+
+
+def test_the_search_for_a_cold_region_looks_at_each_block_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(pages=1024)  # 64 regions of 16 blocks, all of one chain: below the first lie all the others
+    bench.put("old", 1024)
+    other = replace(TINY, revision="other")
+    bench.planner.add_namespace(b"m" * 32, b"q" * 32, other)
+    looks, children = [0], Node.children
+
+    def counted(node: Node) -> tuple[Node, ...]:
+        looks[0] += 1
+        return children(node)
+
+    monkeypatch.setattr(Node, "children", counted)
+    spec = ObjectSpec(0, 0, other.rows.nbytes, bytes(16))
+    chain = Chain(0, b"q" * 32, bytes(32))
+    statuses, _, _ = bench.planner.reserve(b"m" * 32, chain, [spec], ROOT_LINEAGE, WORKER, Hints(), 9e9, 0.0)
+    assert statuses == [ReserveStatus.WANTED]
+    assert looks[0] < 8 * 1024  # it was half a million: seconds under the lock for a million tokens
 
 
 # -- tiers -------------------------------------------------------------------------------------
