@@ -13,7 +13,7 @@ them, `lifetimes` and `lease` say how long; `index` and `space` are the books th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from kvstore.core import invariants
@@ -91,6 +91,10 @@ class Planner:
     def entry(self, key: BlockKey) -> Entry | None:
         """The live entry of a key, with its copies; read it, do not change it."""
         return self._room.find(key)
+
+    def entries(self) -> Iterator[Entry]:
+        """Every live entry; read them, do not change them."""
+        return self._room.entries()
 
     def is_live(self, key: BlockKey, generation: int) -> bool:
         entry = self._room.find(key)

@@ -15,9 +15,7 @@ def figures(kept: Kept) -> StoreStatus:
         objects: Counter[Tier] = Counter()
         groups: Counter[tuple[bytes, bool]] = Counter()
         host_bytes: Counter[bytes] = Counter()
-        for key in kept.planner.snapshot():
-            entry = kept.planner.entry(key)
-            assert entry is not None
+        for entry in kept.planner.entries():
             objects.update(tier for tier, _ in entry.copies())
             name = entry.facts.namespace
             groups[name, entry.is_rows] += 1

@@ -68,9 +68,9 @@ class Kept:
 
     def run(self, actions: Sequence[Action]) -> None:
         """Hand actions over; called under the lock. What cannot be queued has failed."""
-        waiting = list(actions)
+        waiting = deque(actions)
         while waiting:
-            action = waiting.pop(0)
+            action = waiting.popleft()
             if isinstance(action, Drop) and action.tier is Tier.HOST:
                 continue  # the slots are free already
             if self.mover.submit(action):
@@ -99,7 +99,8 @@ class Kept:
     def trouble(self, tier: Tier, why: str) -> None:
         """Say what is wrong with a tier, until it works again. Takes the lock itself."""
         with self.lock:
-            if self.troubles.get(tier) != why:
-                log.warning("%s tier: %s", tier.value, why)
+            is_new = self.troubles.get(tier) != why
             self.troubles[tier] = why
             self.counters[f"trouble_{tier.value}"] += 1
+        if is_new:
+            log.warning("%s tier: %s", tier.value, why)

@@ -30,10 +30,14 @@ class MoverReports:
         return slots[0] if slots else None
 
     def is_superseded(self, drop: Drop) -> bool:
-        """A newer copy of the same object has taken the manifest entry's place, or is about to."""
+        """A newer copy of the same object has taken the manifest entry's place.
+
+        One that is about to does so in this commit or a later one, and a commit drops before it puts. The newer copy
+        may be of the same generation: a reader can hold on to a bad copy until after the good one is written anew.
+        """
         with self._kept.lock:
             entry = self._kept.planner.entry(drop.key)
-            return entry is not None and entry.facts.generation != drop.generation and entry.disk is not None
+            return entry is not None and entry.is_ready(Tier.DISK)
 
     def should_erase(self, drop: Drop) -> bool:
         """The frame was found bad, and its slot has not been given out again."""
@@ -95,11 +99,10 @@ class MoverReports:
     def on_disk(self) -> list[Written]:
         """Every whole copy on disk; for a manifest that is written anew."""
         with self._kept.lock:
-            entries = [self._kept.planner.entry(key) for key in self._kept.planner.snapshot()]
             return [
                 Written(entry.facts, entry.disk.slots[0], entry.disk.nbytes)
-                for entry in entries
-                if entry is not None and entry.disk is not None and entry.is_ready(Tier.DISK)
+                for entry in self._kept.planner.entries()
+                if entry.disk is not None and entry.is_ready(Tier.DISK)
             ]
 
     def try_a_shut_segment(self) -> None:

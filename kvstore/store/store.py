@@ -174,11 +174,12 @@ class Store:
             entry = self._kept.planner.entry(key)
             if entry is None or entry.facts.namespace != namespace_id:
                 return False
-            log.warning("object %s was reported by a worker: %s", key.prefix[:4].hex(), reason[:200])
             self._kept.counters["reported"] += 1
-            self._kept.bad.add((key, entry.facts.generation))
+            if entry.disk is not None:
+                self._kept.bad.add((key, entry.facts.generation))
             self._kept.run(self._kept.planner.report(key))
             self._kept.changed.notify_all()
+        log.warning("object %s was reported by a worker: %s", key.prefix[:4].hex(), reason[:200])
         return True
 
     def session(self, namespace_id: bytes, session: str, event: SessionEvent, gap: float | None) -> None:
@@ -264,12 +265,12 @@ class Store:
         return Request(chain, prompt_tokens, hints, can_replay, Speeds(self._kept.rates.read, worker_flops))
 
     def _persist_recency(self) -> None:
-        if self._kept.disk is None:
-            return
         with self._kept.lock:
-            touched = self._kept.planner.take_touched()
+            touched = self._kept.planner.take_touched()  # without a disk too: it would grow for ever
             self._persisted_at = self._kept.clock()
             used = {key: self._kept.last_used_wall(key) for key in touched if self._kept.planner.entry(key) is not None}
+        if self._kept.disk is None:
+            return
         try:
             self._kept.disk.manifest.touch(used)
         except TierFault as fault:

@@ -235,6 +235,39 @@ def test_recency_survives_a_restart(tmp_path: Path) -> None:
     store.close()
 
 
+def test_what_was_used_is_not_remembered_without_a_disk(tmp_path: Path) -> None:
+    store = Store.open(config(None, persist_seconds=0.0))
+    stream = Stream(store, presets.v4_tiny(), "a", 4)
+    stream.put(store, states=[3])
+    released(store, stream.lookup(store))
+    assert store._kept.planner._lifetimes.touched
+    store.tick()
+    assert not store._kept.planner._lifetimes.touched
+    store.close()
+
+
+def test_a_late_reader_of_a_bad_copy_does_not_cost_the_one_that_was_written_anew(tmp_path: Path) -> None:
+    store = Store.open(config(tmp_path / "d"))
+    stream = Stream(store, presets.v4_tiny(), "a", 1)
+    stream.put(store, durable=True)
+    kept, key = store._kept, stream.key(0)
+    with kept.lock:
+        entry = kept.planner.entry(key)
+        assert entry is not None
+        held = kept.planner.hold(key, Tier.DISK, entry.facts.generation)
+        assert held is not None
+    store._reports.lost(entry.facts, Tier.DISK, "as if its checksum had failed")
+    store.tick()
+    assert store.quiesce(10) and entry.is_ready(Tier.DISK)
+    with kept.lock:
+        kept.run(kept.planner.unhold(key, Tier.DISK, entry.facts.generation, held))
+    assert store.quiesce(10)
+    store.close()
+    store = Store.open(config(tmp_path / "d"))
+    assert Stream(store, presets.v4_tiny(), "a", 1).lookup(store).rows_tokens == stream.tokens
+    store.close()
+
+
 def test_commit_waits_for_the_disk_only_until_its_deadline(tmp_path: Path) -> None:
     store = Store.open(config(None))
     stream = Stream(store, presets.v4_tiny(), "a", 2)
