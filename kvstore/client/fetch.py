@@ -89,7 +89,9 @@ class Fetcher:
                 self._stream(session, lease.id, lease.boot_epoch, load, wanted, deadline)
         except Gone as gone:
             load.saw_gone = True
-            self._link.counters.add("fetch_corrupt" if gone.corrupt else "fetch_missing")
+            load.saw_foreign |= gone.is_foreign
+            kind = "corrupt" if gone.corrupt else "lineage_mismatch" if gone.is_foreign else "missing"
+            self._link.counters.add(f"fetch_{kind}")
             if gone.corrupt is not None:
                 self._report(gone.corrupt)
         except HelloAgain:
@@ -147,8 +149,9 @@ class Fetcher:
 
     def _what_is_here(self, load: Load, into: Mapping[str, Bytes] | None) -> Blocks:
         """The deepest point that the rows here allow by themselves."""
-        # Where objects had gone, the rows here may be of two runs; only in a canonical namespace are these the same.
-        if load.saw_gone and not self._layout.canonical:
+        # Where objects had gone, the rows here may be of two runs; only in a canonical namespace are these the same,
+        # and not even there once two that differ were seen.
+        if load.saw_foreign or (load.saw_gone and not self._layout.canonical):
             return self._cold(into)
         plan = cut_plan(self._layout, load.rows_here * self._layout.block_tokens, can_replay=self._can_replay)
         load.states.clear()

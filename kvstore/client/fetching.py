@@ -29,9 +29,10 @@ _TEMPERATURE = (Tier.GPU, Tier.HOST, Tier.DISK, Tier.REMOTE)
 class Gone(Exception):
     """A required object is not to be had; `corrupt` names it where its bytes were wrong."""
 
-    def __init__(self, corrupt: BlockKey | None = None) -> None:
-        super().__init__("corrupt" if corrupt else "missing")
+    def __init__(self, corrupt: BlockKey | None = None, is_foreign: bool = False) -> None:
+        super().__init__("corrupt" if corrupt else "of another run" if is_foreign else "missing")
         self.corrupt = corrupt
+        self.is_foreign = is_foreign  # whole, but of another run than the rows that are here
 
 
 @dataclass(slots=True)
@@ -45,6 +46,7 @@ class Load:
     states: dict[int, Bytes] = field(default_factory=dict)  # verified states at `state_block`, (1, object bytes)
     tier: Tier | None = None
     saw_gone: bool = False
+    saw_foreign: bool = False
 
     @property
     def rows_here(self) -> int:
@@ -132,9 +134,11 @@ class Receiver:
         load = self._load
         key = BlockKey(load.hashed.position(block + 1), group)
         content = content_checksum((target,))
-        if seal(key, start.generation, start.length, content) != start.seal:
+        if seal(key, start.generation, start.length, content, start.lineage) != start.seal:
             raise Gone(corrupt=key)
         if group:
+            if start.lineage != load.lineage(block + 1):
+                raise Gone(is_foreign=True)
             load.states[group] = self._room[group].reshape(1, -1)
         else:
             load.lineages.append(child_lineage(load.lineage(block), content))

@@ -31,7 +31,10 @@ def content_checksum(pieces: Iterable[Buffer]) -> bytes:
     return bytes(state.digest())
 
 
-def seal(key: BlockKey, generation: int, length: int, content: bytes) -> bytes:
-    """Checksum over key, generation, length and content: bytes that are whole but belong elsewhere do not match it."""
+def seal(key: BlockKey, generation: int, length: int, content: bytes, lineage: bytes = b"") -> bytes:
+    """Checksum over key, generation, length and content: bytes that are whole but belong elsewhere do not match it.
+
+    A state's covers also the lineage of the rows that it was computed on.
+    """
     assert len(content) == CHECKSUM_BYTES
-    return bytes(xxhash.xxh3_128_digest(_NAME.pack(key.prefix, key.group, generation, length, content)))
+    return bytes(xxhash.xxh3_128_digest(_NAME.pack(key.prefix, key.group, generation, length, content) + lineage))

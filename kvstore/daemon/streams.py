@@ -143,13 +143,15 @@ def _start(name: Name, opened: OpenObject | None) -> pb.ObjectStart:
     wire_name = pb.ObjectName(block=name[0], group=name[1])
     if opened is None or opened.is_missing:
         return pb.ObjectStart(name=wire_name, status=pb.FETCH_STATUS_MISSING)
+    lineage = opened.lineage if opened.key.group else b""  # rows prove theirs by their bytes
     return pb.ObjectStart(
         name=wire_name,
         status=pb.FETCH_STATUS_OK,
         length=opened.length,
         generation=opened.generation,
-        seal=seal(opened.key, opened.generation, opened.length, opened.content),
+        seal=seal(opened.key, opened.generation, opened.length, opened.content, lineage),
         tier=TIER.to_wire(opened.tier),
+        lineage=lineage,
     )
 
 

@@ -26,7 +26,7 @@ class OpenedNamespace(NamedTuple):
 class OpenObject:
     """One object's bytes, readable until the `with` block ends. A missing one has no pieces."""
 
-    __slots__ = ("_close", "content", "generation", "key", "length", "pieces", "tier")
+    __slots__ = ("_close", "content", "generation", "key", "length", "lineage", "pieces", "tier")
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class OpenObject:
         self.key = key
         self.length = facts.raw_bytes if facts is not None else 0
         self.generation = facts.generation if facts is not None else 0
+        self.lineage = facts.lineage if facts is not None else bytes(16)
         self.content = facts.content if facts is not None else bytes(16)
         self.tier = tier
         self.pieces = [piece.toreadonly() for piece in pieces]

@@ -46,6 +46,7 @@ class FakeStore:
         self.reports: list[BlockKey] = []
         # faults: each is read where it bites
         self.corrupt: set[BlockKey] = set()  # wrong bytes on the wire until reported
+        self.foreign_states: dict[bytes, bytes] = {}  # prefix -> lineage of the other run that its state is of
         self.vanish: set[BlockKey] = set()  # gone when fetched, also for later lookups
         self.hang_fetch_after: int | None = None  # frames, then silence for `hang_seconds`
         self.hang_seconds = 5.0
@@ -134,14 +135,16 @@ class FakeStore:
             if body is None:
                 starts.append(pb.ObjectStart(name=name, status=pb.FETCH_STATUS_MISSING))
                 continue
+            lineage = (self.foreign_states.get(key.prefix) or self.lineages[key.prefix]) if group else b""
             starts.append(
                 pb.ObjectStart(
                     name=name,
                     status=pb.FETCH_STATUS_OK,
                     length=len(body),
                     generation=7,
-                    seal=seal(key, 7, len(body), content_checksum([body])),
+                    seal=seal(key, 7, len(body), content_checksum([body]), lineage),
                     tier=TIER.to_wire(Tier.HOST),
+                    lineage=lineage,
                 )
             )
             assert len(body) == layout.groups[group].nbytes

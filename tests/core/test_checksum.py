@@ -25,5 +25,6 @@ def test_a_seal_changes_with_everything_that_it_binds():
         seal(key, 8, 100, content),
         seal(key, 7, 101, content),
         seal(key, 7, 100, b"d" * 16),
+        seal(key, 7, 100, content, b"l" * 16),
     }
-    assert len(others | {first}) == 6
+    assert len(others | {first}) == 7

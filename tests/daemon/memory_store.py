@@ -25,6 +25,7 @@ class MemoryObject:
         self.is_missing = body is None
         self.length = 0 if body is None else len(body)
         self.generation = 7
+        self.lineage = b"l" * 16
         self.content = b"" if body is None else content_checksum([body])
         self.tier = Tier.HOST
         self._store = store

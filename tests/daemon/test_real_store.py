@@ -107,7 +107,7 @@ def test_what_was_put_durably_is_found_after_a_restart(opened):
     for (spec, _), start in zip(objects(chain), starts, strict=True):
         assert start.status == pb.FETCH_STATUS_OK
         key = BlockKey(chain.hash_at(spec.block), spec.group)
-        assert start.seal == seal(key, start.generation, spec.length, spec.content)
+        assert start.seal == seal(key, start.generation, spec.length, spec.content, start.lineage)
 
 
 def test_a_second_put_of_the_same_bytes_is_not_wanted(opened):

@@ -972,12 +972,15 @@ class ObjectStart(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     SEAL_FIELD_NUMBER: _builtins.int
     TIER_FIELD_NUMBER: _builtins.int
+    LINEAGE_FIELD_NUMBER: _builtins.int
     status: Global___FetchStatus.ValueType
     length: _builtins.int
     generation: _builtins.int
     seal: _builtins.bytes
-    """xxh3_128 over key, generation, length and the content checksum: binds the bytes to their name."""
+    """xxh3_128 over key, generation, length, content checksum and lineage: binds the bytes to their name."""
     tier: Global___Tier.ValueType
+    lineage: _builtins.bytes
+    """Of a state: lineage of the rows it was computed on, 16 bytes. Rows prove theirs by their own bytes."""
     @_builtins.property
     def name(self) -> Global___ObjectName: ...
     def __init__(
@@ -989,10 +992,11 @@ class ObjectStart(_message.Message):
         generation: _builtins.int = ...,
         seal: _builtins.bytes = ...,
         tier: Global___Tier.ValueType = ...,
+        lineage: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "length", b"length", "name", b"name", "seal", b"seal", "status", b"status", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "length", b"length", "lineage", b"lineage", "name", b"name", "seal", b"seal", "status", b"status", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
