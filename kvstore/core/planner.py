@@ -1,7 +1,8 @@
 """The planner: events and `now` in, actions out. Decides everything, touches no byte.
 
 The daemon runs its actions on real tiers, the simulator on counters, the tests late, out of order or failing.
-One caller at a time; no call blocks. `now` is in seconds on any monotonic scale.
+One caller at a time; no call blocks. `now` is in seconds on any monotonic scale; events carry it whether or not
+today's rules ask for it.
 
 Life of an object: `reserve` makes an entry with room on the host; `arrived(HOST)` makes it readable and may return
 `Copy(HOST -> DISK)`; `encoded` gives that copy its slot, `arrived(DISK)` ends it. A lookup that finds it on disk
