@@ -104,6 +104,11 @@ class Mover:
         """Actions that were submitted and have not ended."""
         return self._pending
 
+    @property
+    def has_ended(self) -> bool:
+        """No thread is at work any more."""
+        return not any(thread.is_alive() for thread in self._threads)
+
     def submit(self, action: Copy | Drop) -> bool:
         """Take an action over. False where the queue is full: the copy is not made. Called under the store's lock."""
         target: queue.Queue[Copy] | queue.Queue[Copy | Drop] = self._writes

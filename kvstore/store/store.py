@@ -233,6 +233,9 @@ class Store:
         """Let copies end for a bounded time, write recency down, let go of memory and folder."""
         if not self._kept.mover.close(drain_seconds):
             log.warning("%d copies were not made before the end", self._kept.mover.pending)
+        if not self._kept.mover.has_ended:  # it may write yet: the folder must not be another daemon's before
+            log.warning("a device does not answer: its files stay open until the process ends")
+            return
         if self._kept.disk is not None:
             self._persist_recency()
             self._kept.disk.close()

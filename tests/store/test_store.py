@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import lmdb
@@ -13,7 +15,7 @@ from store_helpers import MIB, SECRET, Stream, config, fill, released
 from kvstore.codec.lossless import Codec
 from kvstore.core import presets
 from kvstore.core.checksum import content_checksum
-from kvstore.core.errors import InvalidInput, LayoutMismatch, OperatorError
+from kvstore.core.errors import FolderInUse, InvalidInput, LayoutMismatch, OperatorError
 from kvstore.core.keys import Tier
 from kvstore.core.layout import ModelLayout
 from kvstore.core.match import Hints, MissReason, PlanKind
@@ -266,6 +268,26 @@ def test_a_late_reader_of_a_bad_copy_does_not_cost_the_one_that_was_written_anew
     store = Store.open(config(tmp_path / "d"))
     assert Stream(store, presets.v4_tiny(), "a", 1).lookup(store).rows_tokens == stream.tokens
     store.close()
+
+
+def test_a_folder_is_not_let_go_while_a_write_to_it_is_stuck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.open(config(tmp_path / "d"))
+    disk, answers = store._kept.disk, threading.Event()
+    assert disk is not None
+    sync = disk.sync
+
+    def stuck(touched: Iterable[int]) -> None:
+        answers.wait(60)
+        sync(touched)
+
+    monkeypatch.setattr(disk, "sync", stuck)
+    Stream(store, presets.v4_tiny(), "a", 1).put(store)
+    store.close(0.0)
+    with pytest.raises(FolderInUse):
+        Store.open(config(tmp_path / "d"))
+    answers.set()
+    store.close()
+    Store.open(config(tmp_path / "d")).close()
 
 
 def test_commit_waits_for_the_disk_only_until_its_deadline(tmp_path: Path) -> None:
