@@ -154,7 +154,13 @@ class Mover:
 
     def _promote_all(self) -> None:
         while (copy := self._next(self._promotions)) is not None:
-            self._promote(copy)
+            started, is_whole = time.monotonic(), False
+            try:
+                is_whole = self._promote(copy)
+            except Exception:  # the top of a thread: this one copy has failed, the next is another matter
+                self._own_fault("promote")
+            nbytes = copy.source_bytes if is_whole else 0
+            self._reports.ended([(copy.facts, is_whole)], Tier.HOST, nbytes, time.monotonic() - started)
             self._done(1)
 
     def _write_all(self) -> None:
@@ -166,8 +172,20 @@ class Mover:
                 except queue.Empty:
                     break
                 nbytes += _nbytes(batch[-1])
-            self._write_batch(batch)
+            started, written = time.monotonic(), list[Written]()
+            try:
+                written = self._write_batch(batch)
+            except Exception:  # the top of a thread: this batch has failed, the next is another matter
+                self._own_fault("write")
+            whole = {one.facts for one in written}
+            ends = [(action.facts, action.facts in whole) for action in batch if isinstance(action, Copy)]
+            frame_bytes = sum(one.frame_bytes for one in written)
+            self._reports.ended(ends, Tier.DISK, frame_bytes, time.monotonic() - started)
             self._done(len(batch))
+
+    def _own_fault(self, what: str) -> None:
+        log.exception("a %s ended by a fault of ours", what)
+        self._reports.trouble(Tier.DISK, f"a {what} ended by a fault of ours: report what the log says")
 
     def _next(self, actions: queue.Queue[ActionT]) -> ActionT | None:
         while not self._closing.is_set():
@@ -182,9 +200,10 @@ class Mover:
             self._pending -= count
 
     # -- disk -> host ---------------------------------------------------------------------------
-    def _promote(self, copy: Copy) -> None:
+    def _promote(self, copy: Copy) -> bool:
+        """Whether the object's slots are filled with bytes that verified."""
         assert self._disk is not None
-        facts, started = copy.facts, time.monotonic()
+        facts = copy.facts
         described = self._reports.describe(facts.namespace)
         pieces = self._host.pieces(copy.target_slots, described.cuts[facts.key.group])
         try:
@@ -192,25 +211,23 @@ class Mover:
             decode_frame(frame, facts.key, facts.generation, pieces)
         except (CorruptFrame, TierFault) as fault:
             self._reports.lost(facts, Tier.DISK, str(fault))
-            self._reports.ended([(facts, False)], Tier.HOST, 0, 0.0)
-            return
-        self._reports.ended([(facts, True)], Tier.HOST, copy.source_bytes, time.monotonic() - started)
+            return False
+        return True
 
     # -- host -> disk ---------------------------------------------------------------------------
-    def _write_batch(self, batch: Sequence[Copy | Drop]) -> None:
-        """Write frames, sync them, commit the manifest: in this order a crash leaves orphan bytes at worst."""
+    def _write_batch(self, batch: Sequence[Copy | Drop]) -> list[Written]:
+        """Write frames, sync them, commit the manifest: in this order a crash leaves orphan bytes at worst.
+
+        What was written durably; the batch's other copies have failed.
+        """
         assert self._disk is not None
-        started = time.monotonic()
         written: list[Written] = []
-        failed: list[Facts] = []
         touched: set[int] = set()
         drops = [action for action in batch if isinstance(action, Drop)]
         for action in batch:
             if isinstance(action, Copy):
                 done = self._write(action)
-                if done is None:
-                    failed.append(action.facts)
-                else:
+                if done is not None:
                     written.append(done)
                     touched.add(done.page // self._disk.segment_pages)
         touched |= self._erase(drops)
@@ -222,14 +239,11 @@ class Mover:
                 [drop.key for drop in drops if not self._reports.is_superseded(drop)],
             )
         except TierFault as fault:
-            failed += [one.facts for one in written]
             written = []
             self._reports.trouble(Tier.DISK, str(fault))
             for segment in touched & self._disk.bad_segments:
                 self._reports.retire(segment)
-        nbytes = sum(one.frame_bytes for one in written)
-        ends = [(one.facts, True) for one in written] + [(facts, False) for facts in failed]
-        self._reports.ended(ends, Tier.DISK, nbytes, time.monotonic() - started)
+        return written
 
     def _write(self, copy: Copy) -> Written | None:
         """One frame into its slot. None where the object went bad or away, or the disk has no room."""

@@ -158,7 +158,7 @@ class Uploads:
 
     def _durability(self, key: BlockKey, known: set[bytes]) -> Durability:
         entry = self._kept.planner.entry(key)
-        if entry is None or not entry.is_stored:
+        if entry is None or not entry.is_stored or not entry.node.readable:
             return Durability.NONE
         survives = entry.facts.namespace not in self._kept.unnamed and self._kept.planner.survives(key, known)
         return Durability.DISK if survives else Durability.MEMORY

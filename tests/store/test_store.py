@@ -21,6 +21,7 @@ from kvstore.core.layout import ModelLayout
 from kvstore.core.match import Hints, MissReason, PlanKind
 from kvstore.core.placement import Placement
 from kvstore.core.reserve import Durability, ObjectSpec, PutStatus, ReserveStatus
+from kvstore.store import mover
 from kvstore.store.settings import StoreConfig
 from kvstore.store.store import Store
 
@@ -319,4 +320,43 @@ def test_a_device_that_fails_at_start_leaves_a_store_that_serves_from_memory(
     store.close()
     store = Store.open(config(tmp_path / "d"))  # the device works again: nothing was lost
     assert Stream(store, presets.v4_tiny(), "a", 3).lookup(store).plan.tokens == 384
+    store.close()
+
+
+@pytest.mark.parametrize("name", ["encode_frame", "decode_frame"])
+def test_a_fault_of_ours_in_a_mover_fails_one_copy_and_not_the_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    store = Store.open(config(tmp_path / "d"))
+    stream = Stream(store, presets.v4_tiny(), "a", 3)
+    if name == "decode_frame":  # only what is on disk alone is promoted
+        stream.put(store, states=[2], durable=True)
+        store.close()
+        store = Store.open(config(tmp_path / "d"))
+        assert store.quiesce(10)
+        stream = Stream(store, presets.v4_tiny(), "a", 3)
+    real, calls = getattr(mover, name), []
+
+    def faulty(*arguments: object, **more: object) -> object:
+        calls.append(name)
+        if len(calls) == 1:
+            raise RuntimeError("a bug")
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(mover, name, faulty)
+    if name == "encode_frame":
+        stream.put(store, states=[2])
+    else:
+        released(store, stream.lookup(store))
+    assert store.quiesce(10) and calls
+    (disk,) = [tier for tier in store.status().tiers if tier.tier is Tier.DISK]
+    assert "fault of ours" in disk.trouble or name == "encode_frame"
+    for _ in range(4):
+        store.tick()
+        released(store, stream.lookup(store))
+        assert store.quiesce(10)
+    assert set(stream.put(store, states=[2], durable=True)[2]) == {Durability.DISK}
+    assert stream.lookup(store).plan.tier is Tier.HOST
+    stream.verify(stream.fetch(store, stream.lookup(store)))
+    store.contents()
     store.close()
