@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from test_planner import MIB, NAME, WORKER, Bench
+from planner_bench import MIB, NAME, WORKER, Bench
 
 from kvstore.core import presets
 from kvstore.core.keys import BlockKey, Tier
