@@ -96,11 +96,12 @@ class Reader:
             pieces = decode_frame(frame, facts.key, facts.generation).pieces
         except (CorruptFrame, TierFault) as fault:
             self._reports.lost(facts, Tier.DISK, str(fault))
-        with self._kept.lock:
-            self._kept.run(self._kept.planner.unhold(facts.key, Tier.DISK, facts.generation, held))
-            if pieces:
-                self._kept.rates.note_read(Tier.DISK, held.nbytes, time.monotonic() - started)
-                self._kept.counters["fetch_disk"] += 1
+        finally:  # whatever else went wrong: a hold that nobody gives back keeps its slot for ever
+            with self._kept.lock:
+                self._kept.run(self._kept.planner.unhold(facts.key, Tier.DISK, facts.generation, held))
+                if pieces:
+                    self._kept.rates.note_read(Tier.DISK, held.nbytes, time.monotonic() - started)
+                    self._kept.counters["fetch_disk"] += 1
         return OpenObject(facts.key, facts if pieces else None, Tier.DISK, pieces)
 
 

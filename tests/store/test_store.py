@@ -21,7 +21,7 @@ from kvstore.core.layout import ModelLayout
 from kvstore.core.match import Hints, MissReason, PlanKind
 from kvstore.core.placement import Placement
 from kvstore.core.reserve import Durability, ObjectSpec, PutStatus, ReserveStatus
-from kvstore.store import mover
+from kvstore.store import mover, reader
 from kvstore.store.settings import StoreConfig
 from kvstore.store.store import Store
 
@@ -359,4 +359,26 @@ def test_a_fault_of_ours_in_a_mover_fails_one_copy_and_not_the_thread(
     assert stream.lookup(store).plan.tier is Tier.HOST
     stream.verify(stream.fetch(store, stream.lookup(store)))
     store.contents()
+    store.close()
+
+
+def test_a_read_that_fails_in_any_way_gives_its_hold_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.open(config(tmp_path / "d", host_bytes=2 * MIB))
+    stream = Stream(store, presets.v4_demo(), "long", 120)  # more than the host holds: its start is on disk alone
+    stream.put(store, states=[119], durable=True)
+    entries = [store._kept.planner.entry(stream.key(block)) for block in range(120)]
+    key = next(entry.facts.key for entry in entries if entry is not None and entry.host is None)
+        :1
+    ]  # type: ignore[union-attr]
+
+    def no_memory(*_: object, **__: object) -> object:
+        raise MemoryError
+
+    with monkeypatch.context() as patched, pytest.raises(MemoryError):
+        patched.setattr(reader, "decode_frame", no_memory)
+        next(store.open_objects(0, [key], time.monotonic() + 10))
+    entry = store._kept.planner.entry(key)
+    assert entry is not None and entry.disk is not None and entry.disk.busy == 0
+    with next(store.open_objects(0, [key], time.monotonic() + 10)) as opened:
+        assert b"".join(opened.pieces) == stream.payload(stream.hashes.index(key.prefix))
     store.close()
