@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 
 import pytest
 from daemon_peer import LAYOUT, WORKER
@@ -11,7 +12,7 @@ from daemon_peer import LAYOUT, WORKER
 from kvstore.core.checksum import content_checksum
 from kvstore.core.errors import KVStoreError
 from kvstore.core.fingerprint import fingerprint
-from kvstore.core.keys import Chain
+from kvstore.core.keys import BlockKey, Chain
 from kvstore.core.match import Hints, InferenceMode
 from kvstore.core.prefix import hash_blocks
 from kvstore.core.reserve import ObjectSpec
@@ -137,30 +138,56 @@ def test_a_mutated_request_is_answered_or_refused(service, method):
 
 def test_a_mutated_fetch_is_answered_or_refused(service):
     raw = valid_requests(service)["Fetch"].SerializeToString()
+    served = refused = 0
     for seed in range(ROUNDS):
         try:
             for frame in service.fetch(parsed(pb.FetchRequest, mutated(raw, random.Random(seed))), _soon()):
-                wire.parse_fetch(frame)
+                served += len(wire.parse_fetch(frame).data)
         except KVStoreError:
-            continue
+            refused += 1
         except Exception as error:
             pytest.fail(f"seed {seed}: {error!r}")
+    assert served and refused
 
 
-def test_a_mutated_upload_is_answered_or_refused(service):
-    requests = valid_requests(service)
-    body = bytes(LAYOUT.rows.nbytes)
+def test_a_mutated_upload_stores_what_was_announced_or_nothing(service, store):
+    hello = service.hello(
+        pb.HelloRequest(layout=layout_to_wire(LAYOUT), fingerprint=fingerprint(LAYOUT), worker_id=WORKER), _soon()
+    )
+    outcomes = Counter()
     for seed in range(ROUNDS):
         chance = random.Random(seed)
-        frames = [wire.frame_put(requests["Put"], [body]), wire.frame_put(None, [body] * 2)]
+        bodies = [chance.randbytes(LAYOUT.rows.nbytes) for _ in range(3)]
+        chain = Chain(0, hello.root, chance.randbytes(96))
+        reserved = service.reserve(
+            pb.ReserveRequest(
+                namespace_id=hello.namespace_id,
+                worker_id=WORKER,
+                chain=convert.chain_to_wire(chain),
+                lineage=bytes(16),
+                objects=convert.specs_to_wire(
+                    [ObjectSpec(block, 0, len(body), content_checksum([body])) for block, body in enumerate(bodies)]
+                ),
+            ),
+            _soon(),
+        )
+        assert set(reserved.statuses) == {pb.RESERVE_STATUS_WANTED}
+        mine = {"namespace_id": hello.namespace_id, "boot_epoch": hello.boot_epoch, "reservation": reserved.reservation}
+        frames = [wire.frame_put(pb.PutHeader(**mine, objects=[0, 1, 2]), bodies[:1]), wire.frame_put(None, bodies[1:])]
         place = chance.randrange(2)
         frames[place] = mutated(frames[place], chance)
         try:
-            service.put(iter(frames), _soon())
+            outcomes.update(service.put(iter(frames), _soon()).statuses)
         except KVStoreError:
-            continue
+            outcomes["refused"] += 1
         except Exception as error:
             pytest.fail(f"seed {seed}: {error!r}")
+        service.commit(pb.CommitRequest(**mine), _soon())
+        keys = [BlockKey(chain.hash_at(block), 0) for block in range(3)]
+        for opened, body in zip(store.open_objects(0, keys, time.monotonic() + 10), bodies, strict=True):
+            with opened:
+                assert opened.is_missing or b"".join(opened.pieces) == body, seed
+    assert outcomes[pb.PUT_STATUS_STORED] and outcomes[pb.PUT_STATUS_CORRUPT] and outcomes["refused"]
 
 
 def _soon() -> float:

@@ -186,6 +186,10 @@ def test_the_store_is_ticked_and_a_failing_tick_is_counted(daemon, store, peer, 
     store.tick = lambda: 1 / 0
     with caplog.at_level(logging.CRITICAL, "kvstore.daemon"):
         until(lambda: peer.status().counters.get("tick_errors", 0) > 0)
+    del store.tick
+    before = store.ticks
+    until(lambda: store.ticks > before)  # the thread goes on
+    assert peer.status().counters["tick_errors"] > 0
 
 
 def test_draining_refuses_new_calls_and_finishes_those_in_flight(daemon, store, peer):

@@ -120,8 +120,10 @@ def test_a_reader_that_leaves_leaves_nothing_open(peer, store):
     store.objects = {BlockKey(chain.hash_at(block), 0): bytearray(8 << 20) for block in range(2)}
     stream = peer.fetch_raw(peer.fetch_request(chain, 2))
     next(stream)
+    assert store.open_now > 0
     stream.cancel()
     until(lambda: store.open_now == 0)
+    assert store.open_now == 0
 
 
 def test_bytes_that_do_not_match_their_checksum_are_not_stored(peer):
