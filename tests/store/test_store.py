@@ -368,8 +368,6 @@ def test_a_read_that_fails_in_any_way_gives_its_hold_back(tmp_path: Path, monkey
     stream.put(store, states=[119], durable=True)
     entries = [store._kept.planner.entry(stream.key(block)) for block in range(120)]
     key = next(entry.facts.key for entry in entries if entry is not None and entry.host is None)
-        :1
-    ]  # type: ignore[union-attr]
 
     def no_memory(*_: object, **__: object) -> object:
         raise MemoryError
