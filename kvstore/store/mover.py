@@ -109,6 +109,11 @@ class Mover:
         """No thread is at work any more."""
         return not any(thread.is_alive() for thread in self._threads)
 
+    @property
+    def is_populating(self) -> bool:
+        """Host regions are still being added."""
+        return self._threads[0].is_alive()
+
     def submit(self, action: Copy | Drop) -> bool:
         """Take an action over. False where the queue is full: the copy is not made. Called under the store's lock."""
         target: queue.Queue[Copy] | queue.Queue[Copy | Drop] = self._writes

@@ -34,7 +34,9 @@ class Uploads:
         owner: bytes,
         hints: Hints,
     ) -> Reservation:
-        """Room for what is wanted. Waits a moment where there is none at all and copies to disk will free some.
+        """Room for what is wanted. Waits a moment where there is none and some is to come.
+
+        It comes from copies to disk, and after a start from host regions that are still being populated.
 
         Where room runs out half-way, the rest is NO_ROOM: upload what is wanted, then announce the rest again. (The
         first part must be on disk before it can leave the host to make room for the second.)
@@ -49,11 +51,8 @@ class Uploads:
                 statuses, facts, actions = answer
                 self._kept.run(actions)
                 is_stuck = ReserveStatus.NO_ROOM in statuses and ReserveStatus.WANTED not in statuses
-                if (
-                    not is_stuck
-                    or not self._kept.mover.pending
-                    or not self._kept.changed.wait(patience - time.monotonic())
-                ):
+                is_hopeful = self._kept.mover.pending or self._kept.mover.is_populating
+                if not (is_stuck and is_hopeful and self._kept.changed.wait(patience - time.monotonic())):
                     break
             self._last_reservation += 1
             keys = tuple(BlockKey(chain.hash_at(spec.block), spec.group) for spec in objects)

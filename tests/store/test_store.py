@@ -24,6 +24,7 @@ from kvstore.core.reserve import Durability, ObjectSpec, PutStatus, ReserveStatu
 from kvstore.store import mover, reader
 from kvstore.store.settings import StoreConfig
 from kvstore.store.store import Store
+from kvstore.tiers.host import HostTier
 
 LAYOUTS = {"v4 tiny": presets.v4_tiny(), "v4 demo": presets.v4_demo(), "full": presets.full_tiny()}
 
@@ -379,4 +380,33 @@ def test_a_read_that_fails_in_any_way_gives_its_hold_back(tmp_path: Path, monkey
     assert entry is not None and entry.disk is not None and entry.disk.busy == 0
     with next(store.open_objects(0, [key], time.monotonic() + 10)) as opened:
         assert b"".join(opened.pieces) == stream.payload(stream.hashes.index(key.prefix))
+    store.close()
+
+
+def test_a_put_right_after_the_start_waits_for_host_memory_that_is_still_coming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, populate = threading.Event(), HostTier.populate
+
+    def once_asked(host: HostTier) -> None:
+        assert not host.populated or asked.wait(20)
+        populate(host)
+
+    monkeypatch.setattr(HostTier, "populate", once_asked)
+    store = Store.open(config(None))
+    reserve = store._kept.planner.reserve
+    rounds: list[list[ReserveStatus]] = []
+
+    def seen(*arguments: object) -> object:
+        answer = reserve(*arguments)  # type: ignore[arg-type]
+        rounds.append(answer[0])
+        if ReserveStatus.WANTED not in answer[0]:
+            asked.set()
+        return answer
+
+    monkeypatch.setattr(store._kept.planner, "reserve", seen)
+    stream = Stream(store, presets.v4_demo(), "a", 3)  # its state is larger than the first region
+    stream.put(store, states=[2])
+    assert ReserveStatus.NO_ROOM in rounds[0]
+    assert stream.lookup(store).plan.tokens == 384
     store.close()
