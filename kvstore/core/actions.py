@@ -21,6 +21,9 @@ class Copy(NamedTuple):
     source_slots: tuple[int, ...]
     source_bytes: int  # raw bytes on the host, frame bytes on disk
     target_slots: tuple[int, ...]
+    stamp: int = 0  # of the target copy on the host
+    flow: int = 0  # copies of one request; the mover is fair between them
+    layers: bool = False  # wanted layer by layer: the first layers of all copies of the flow before the last ones
 
 
 class Drop(NamedTuple):

@@ -23,6 +23,7 @@ class Copies:
     """Starts copies and hears of their ends."""
 
     def __init__(self, room: Room, counts: Counts) -> None:
+        self.flow = 0  # the last one given
         self._room = room
         self._counts = counts
 
@@ -45,8 +46,12 @@ class Copies:
             self._room.review(holding)
         return has_room
 
-    def promote(self, node: Node, states: Iterable[Entry]) -> list[Action]:
-        """Copies to the host of what a plan at `node` needs and has on disk only, root first, while there is room."""
+    def promote(self, node: Node, states: Iterable[Entry], layers: bool = False) -> list[Action]:
+        """Copies to the host of what a plan at `node` needs and has on disk only, root first, while there is room.
+
+        They make one flow, which is `self.flow` afterwards.
+        """
+        self.flow += 1
         cold: list[Entry] = []
         above: Node | None = node
         while above is not None and not above.hot and above.rows is not None:
@@ -65,8 +70,10 @@ class Copies:
             assert disk is not None
             slots = self._room.allocate(entry, Tier.HOST, namespace.name, namespace.slot_pages, count)
             disk.busy += 1
-            self._room.attach(entry, Tier.HOST, Held(CopyStatus.INCOMING, slots, entry.facts.raw_bytes))
-            actions.append(Copy(entry.facts, Tier.DISK, Tier.HOST, disk.slots, disk.nbytes, slots))
+            held = Held(CopyStatus.INCOMING, slots, entry.facts.raw_bytes)
+            self._room.attach(entry, Tier.HOST, held)
+            target = (slots, held.stamp, self.flow, layers)
+            actions.append(Copy(entry.facts, Tier.DISK, Tier.HOST, disk.slots, disk.nbytes, *target))
         return actions
 
     def write_through(self, entry: Entry) -> list[Action]:

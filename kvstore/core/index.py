@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import NamedTuple
 
+from kvstore.core.descriptor import pack_record
 from kvstore.core.keys import BlockKey, Tier
 from kvstore.core.layout import ModelLayout
 from kvstore.core.lineage import ROOT_LINEAGE
@@ -39,13 +40,21 @@ class ObjectClass(Enum):
 class Held:
     """One copy on one tier."""
 
-    __slots__ = ("busy", "nbytes", "slots", "status")
+    __slots__ = ("_record", "busy", "nbytes", "slots", "stamp", "status")
 
     def __init__(self, status: CopyStatus, slots: tuple[int, ...], nbytes: int) -> None:
         self.status = status
         self.slots = slots  # page numbers; empty on disk until the frame's length is known
         self.nbytes = nbytes  # raw bytes on the host, frame bytes on disk
         self.busy = 0  # readers and copies that use these bytes now
+        self.stamp = 0  # of a host copy: no other copy has or had it (`descriptor.py`)
+        self._record: bytes | None = None
+
+    def record(self, content: bytes) -> bytes:
+        """Descriptor of this host copy; made when first asked for, then kept: a session asks again every turn."""
+        if self._record is None:
+            self._record = pack_record(self.slots, self.stamp, content)
+        return self._record
 
 
 class Facts(NamedTuple):

@@ -19,6 +19,9 @@ class Lease:
     owner: bytes  # worker id, 16 bytes
     expires: float
     anchors: tuple[Entry, ...]
+    rows: Entry  # the deepest rows of the plan
+    states: tuple[Entry, ...] = ()  # the plan's
+    flow: int = 0  # of the copies that were started for it (`Copy.flow`)
 
 
 @dataclass(slots=True)
@@ -35,16 +38,30 @@ class Leases:
 
     def __init__(self) -> None:
         self._leases: dict[int, Lease] = {}
+        self._owned: dict[bytes, set[int]] = {}
         self._pins: dict[int, Pin] = {}
         self._expiry: list[tuple[float, int]] = []
         self._last_number = 0
 
-    def lease(self, owner: bytes, anchors: tuple[Entry, ...], expires: float) -> Lease:
-        lease = Lease(self._next(expires), owner, expires, anchors)
+    def lease(self, owner: bytes, rows: Entry, hot: Entry | None, states: tuple[Entry, ...], expires: float) -> Lease:
+        """Hold a plan's deepest rows, the deepest of them that are hot, and its states."""
+        anchors = tuple(dict.fromkeys(entry for entry in (rows, hot, *states) if entry is not None))
+        lease = Lease(self._next(expires), owner, expires, anchors, rows, states)
         self._leases[lease.number] = lease
+        self._owned.setdefault(owner, set()).add(lease.number)
         for entry in anchors:
             entry.leases += 1
         return lease
+
+    def hold_too(self, lease: Lease, entry: Entry) -> None:
+        """A lease holds one more object: rows that became hot since."""
+        if entry not in lease.anchors:
+            lease.anchors = (*lease.anchors, entry)
+            entry.leases += 1
+
+    def owned(self, owner: bytes) -> tuple[int, ...]:
+        """Numbers of a worker's leases."""
+        return tuple(self._owned.get(owner, ()))
 
     def pin(self, anchors: tuple[Entry, ...], expires: float, tokens: int, nbytes: int) -> Pin:
         pin = Pin(self._next(expires), expires, anchors, tokens, nbytes)
@@ -61,6 +78,10 @@ class Leases:
         lease = self._leases.pop(number, None)
         if lease is None:
             return ()
+        owned = self._owned[lease.owner]
+        owned.discard(number)
+        if not owned:
+            del self._owned[lease.owner]
         for entry in lease.anchors:
             entry.leases -= 1
         return lease.anchors

@@ -30,6 +30,7 @@ class Request(NamedTuple):
     hints: Hints
     can_replay: bool
     speeds: Speeds
+    layers: bool = False  # cold rows are wanted layer by layer
 
 
 class Found(NamedTuple):

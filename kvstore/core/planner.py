@@ -24,7 +24,7 @@ from kvstore.core.cost import CostModel
 from kvstore.core.index import CopyStatus, Entry, Facts, Held, Namespace, Node
 from kvstore.core.keys import PAGE_BYTES, BlockKey, Chain, Tier
 from kvstore.core.layout import ModelLayout
-from kvstore.core.lease import Leases, Pin
+from kvstore.core.lease import Lease, Leases, Pin
 from kvstore.core.lifetimes import Lifetimes
 from kvstore.core.match import Hints, Match, SessionEvent
 from kvstore.core.matching import Request, deepest, find
@@ -151,10 +151,12 @@ class Planner:
         assert found.rows is not None
         for entry in (*found.states, found.rows):
             self._lifetimes.touch(entry, now)
-        anchors = [entry for entry in (found.rows, found.hot, *found.states) if entry is not None]
-        lease = self.leases.lease(owner, tuple(dict.fromkeys(anchors)), now + self.settings.lease_seconds)
+        expires = now + self.settings.lease_seconds
+        lease = self.leases.lease(owner, found.rows, found.hot, found.states, expires)
         self._room.review_all(lease.anchors)
-        return replace(match, lease=lease.number), self._copies.promote(found.rows.node, found.states)
+        actions = self._copies.promote(found.rows.node, found.states, request.layers)
+        lease.flow = self._copies.flow
+        return replace(match, lease=lease.number), actions
 
     def prefetch(self, name: bytes, request: Request, now: float) -> tuple[int, int, list[Action]]:
         """Promote what a lookup of this chain would need. Objects and bytes under way, and the copies."""
@@ -171,6 +173,16 @@ class Planner:
         anchors = self.leases.release(lease)
         self._room.review_all(anchors)
         return bool(anchors)
+
+    def release_owner(self, owner: bytes) -> int:
+        """End all leases of a worker that is gone; how many there were."""
+        return sum(self.release(lease) for lease in self.leases.owned(owner))
+
+    def extend(self, lease: Lease, entry: Entry) -> None:
+        """Rows of a lease's chain became hot: hold them on the host as well."""
+        if self.leases.find(lease.number) is lease:
+            self.leases.hold_too(lease, entry)
+            self._room.review_all((entry,))
 
     def hold(self, key: BlockKey, tier: Tier, generation: int) -> Held | None:
         """Use a copy's bytes now: its slots stay as they are until `unhold`. None when it is gone."""

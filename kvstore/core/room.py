@@ -33,6 +33,7 @@ class Room:
         self.policy = policy
         self.doomed: dict[tuple[BlockKey, int, Tier], Held] = {}  # dropped from the index while still in use
         self.unwritten: dict[BlockKey, None] = {}  # not on disk: the copy there failed, went bad or was dropped
+        self._last_stamp = 0
         self._orders: dict[tuple[Tier, Hashable], Order] = {}
         self._entries: dict[BlockKey, Entry] = {}  # every entry with a copy
 
@@ -48,6 +49,9 @@ class Room:
     # -- copies come ----------------------------------------------------------------------------
     def attach(self, entry: Entry, tier: Tier, held: Held) -> None:
         self._entries[entry.facts.key] = entry
+        if tier is Tier.HOST:
+            self._last_stamp += 1
+            held.stamp = self._last_stamp
         attach_copy(entry, tier, held)
         self.review(entry)
         self._review_parent(entry)

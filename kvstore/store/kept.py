@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 from kvstore.core.actions import Action, Copy, Drop
+from kvstore.core.descriptor import EMPTY, whole_word
 from kvstore.core.errors import InvalidInput
 from kvstore.core.index import Facts
 from kvstore.core.keys import PAGE_BYTES, BlockKey, Tier
@@ -72,13 +73,21 @@ class Kept:
         while waiting:
             action = waiting.popleft()
             if isinstance(action, Drop) and action.tier is Tier.HOST:
-                continue  # the slots are free already
+                self.host.mark(action.slots, EMPTY)  # before anybody can write there
+                continue
             if self.mover.submit(action):
                 continue
             self.counters["shed_copies"] += 1
             if isinstance(action, Copy):
                 facts = action.facts
                 waiting += self.planner.failed(facts.key, facts.generation, action.target, self.clock())
+
+    def arrived_on_host(self, facts: Facts) -> None:
+        """A copy on the host is complete and verified: say so in the stamp table, then to the planner. Under the lock."""
+        entry = self.planner.entry(facts.key)
+        if entry is not None and entry.facts.generation == facts.generation and entry.host is not None:
+            self.host.mark(entry.host.slots, whole_word(entry.host.stamp))
+        self.run(self.planner.arrived(facts.key, facts.generation, Tier.HOST, self.clock()))
 
     def check_namespace(self, name: bytes) -> RestoredNamespace:
         known = self.namespaces.get(name)

@@ -51,8 +51,11 @@ class MoverReports:
         with self._kept.changed:
             now = self._kept.clock()
             for facts, is_whole in copies:
-                end = self._kept.planner.arrived if is_whole else self._kept.planner.failed
-                self._kept.run(end(facts.key, facts.generation, target, now))
+                if is_whole and target is Tier.HOST:
+                    self._kept.arrived_on_host(facts)
+                else:
+                    end = self._kept.planner.arrived if is_whole else self._kept.planner.failed
+                    self._kept.run(end(facts.key, facts.generation, target, now))
                 self._kept.counters[f"copies_{target.value}" + ("" if is_whole else "_failed")] += 1
             if nbytes and target is Tier.DISK:
                 self._kept.rates.note_written(Tier.DISK, nbytes, seconds)

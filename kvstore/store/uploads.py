@@ -91,11 +91,11 @@ class Uploads:
         with self._kept.changed:
             found.writing.discard(index)
             found.facts[index] = None
-            now = self._kept.clock()
             if is_whole:
                 is_live = self._kept.planner.is_live(facts.key, facts.generation)
-                self._kept.run(self._kept.planner.arrived(facts.key, facts.generation, Tier.HOST, now))
+                self._kept.arrived_on_host(facts)
             else:
+                now = self._kept.clock()
                 self._kept.run(self._kept.planner.failed(facts.key, facts.generation, Tier.HOST, now))
             self._kept.changed.notify_all()
             status = (PutStatus.STORED if is_whole else PutStatus.CORRUPT) if is_live else PutStatus.DROPPED

@@ -71,8 +71,9 @@ def test_a_refused_put_changes_nothing() -> None:
     spec = ObjectSpec(0, 1, big.state.nbytes, bytes(16))  # type: ignore[union-attr]
     rows = ObjectSpec(0, 0, big.rows.nbytes, bytes(16))
     chain = Chain(0, b"q" * 32, b"h" * 32)
-    bench.planner.leases.lease(WORKER, tuple(bench.planner.entry(bench.key("b", b)) for b in range(20)), 1e9)  # type: ignore[arg-type]
-    bench.planner._room.review_all([bench.planner.entry(bench.key("b", b)) for b in range(20)])  # type: ignore[misc]
+    held = [bench.planner.entry(bench.key("b", b)) for b in range(20)]
+    bench.planner.leases.lease(WORKER, held[0], None, tuple(held[1:]), 1e9)  # type: ignore[arg-type]
+    bench.planner._room.review_all(held)  # type: ignore[arg-type]
     statuses, _, actions = bench.planner.reserve(
         b"m" * 32, chain, [rows, spec], ROOT_LINEAGE, WORKER, Hints(), bench.now, 0.0
     )
