@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from kvstore.rpc.generated import kvstore_pb2 as kvstore_dot_v1_dot_kvstore__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvstore/v1/admin.proto\x12\nkvstore.v1\x1a\x18kvstore/v1/kvstore.proto\"\x0f\n\rStatusRequest\"\xe3\x01\n\nTierStatus\x12\x1e\n\x04tier\x18\x01 \x01(\x0e\x32\x10.kvstore.v1.Tier\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x02 \x01(\x04\x12\x13\n\x0bready_bytes\x18\x03 \x01(\x04\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\x12\x0f\n\x07objects\x18\x05 \x01(\x04\x12\x13\n\x0bis_writable\x18\x06 \x01(\x08\x12\x0f\n\x07trouble\x18\x07 \x01(\t\x12\x1d\n\x15read_bytes_per_second\x18\x08 \x01(\x01\x12\x1e\n\x16write_bytes_per_second\x18\t \x01(\x01\"\x8c\x01\n\x0fNamespaceStatus\x12\x14\n\x0cnamespace_id\x18\x01 \x01(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x10\n\x08numerics\x18\x04 \x01(\t\x12\x0c\n\x04rows\x18\x05 \x01(\x04\x12\x0e\n\x06states\x18\x06 \x01(\x04\x12\x12\n\nhost_bytes\x18\x07 \x01(\x04\"\xdc\x02\n\x0eStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\nboot_epoch\x18\x02 \x01(\x04\x12\x16\n\x0euptime_seconds\x18\x03 \x01(\x01\x12\x13\n\x0bis_draining\x18\x04 \x01(\x08\x12%\n\x05tiers\x18\x05 \x03(\x0b\x32\x16.kvstore.v1.TierStatus\x12/\n\nnamespaces\x18\x06 \x03(\x0b\x32\x1b.kvstore.v1.NamespaceStatus\x12\x0e\n\x06leases\x18\x07 \x01(\x04\x12\x0c\n\x04pins\x18\x08 \x01(\x04\x12\x15\n\rqueued_copies\x18\t \x01(\x04\x12:\n\x08\x63ounters\x18\n \x03(\x0b\x32(.kvstore.v1.StatusResponse.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32H\n\x05\x41\x64min\x12?\n\x06Status\x12\x19.kvstore.v1.StatusRequest\x1a\x1a.kvstore.v1.StatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvstore/v1/admin.proto\x12\nkvstore.v1\x1a\x18kvstore/v1/kvstore.proto\"\x0f\n\rStatusRequest\"\x8d\x02\n\nTierStatus\x12\x1e\n\x04tier\x18\x01 \x01(\x0e\x32\x10.kvstore.v1.Tier\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x02 \x01(\x04\x12\x13\n\x0bready_bytes\x18\x03 \x01(\x04\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\x12\x0f\n\x07objects\x18\x05 \x01(\x04\x12\x13\n\x0bis_writable\x18\x06 \x01(\x08\x12\x0f\n\x07trouble\x18\x07 \x01(\t\x12\x1d\n\x15read_bytes_per_second\x18\x08 \x01(\x01\x12\x1e\n\x16write_bytes_per_second\x18\t \x01(\x01\x12\x12\n\nhuge_bytes\x18\n \x01(\x04\x12\x14\n\x0cqueued_bytes\x18\x0b \x01(\x04\"\x8c\x01\n\x0fNamespaceStatus\x12\x14\n\x0cnamespace_id\x18\x01 \x01(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x10\n\x08numerics\x18\x04 \x01(\t\x12\x0c\n\x04rows\x18\x05 \x01(\x04\x12\x0e\n\x06states\x18\x06 \x01(\x04\x12\x12\n\nhost_bytes\x18\x07 \x01(\x04\"\x8c\x04\n\x0eStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\nboot_epoch\x18\x02 \x01(\x04\x12\x16\n\x0euptime_seconds\x18\x03 \x01(\x01\x12\x13\n\x0bis_draining\x18\x04 \x01(\x08\x12%\n\x05tiers\x18\x05 \x03(\x0b\x32\x16.kvstore.v1.TierStatus\x12/\n\nnamespaces\x18\x06 \x03(\x0b\x32\x1b.kvstore.v1.NamespaceStatus\x12\x0e\n\x06leases\x18\x07 \x01(\x04\x12\x0c\n\x04pins\x18\x08 \x01(\x04\x12\x15\n\rqueued_copies\x18\t \x01(\x04\x12:\n\x08\x63ounters\x18\n \x03(\x0b\x32(.kvstore.v1.StatusResponse.CountersEntry\x12\x18\n\x10\x61ttached_workers\x18\x0b \x01(\r\x12\x15\n\rstaging_bytes\x18\x0c \x01(\x04\x12\x10\n\x08handoffs\x18\r \x01(\r\x12\x15\n\rhandoff_bytes\x18\x0e \x01(\x04\x12\x19\n\x11lock_held_seconds\x18\x0f \x01(\x01\x12\x1b\n\x13lock_waited_seconds\x18\x10 \x01(\x01\x12\x1c\n\x14lock_longest_seconds\x18\x11 \x01(\x01\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32H\n\x05\x41\x64min\x12?\n\x06Status\x12\x19.kvstore.v1.StatusRequest\x1a\x1a.kvstore.v1.StatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,13 +37,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUSREQUEST']._serialized_start=64
   _globals['_STATUSREQUEST']._serialized_end=79
   _globals['_TIERSTATUS']._serialized_start=82
-  _globals['_TIERSTATUS']._serialized_end=309
-  _globals['_NAMESPACESTATUS']._serialized_start=312
-  _globals['_NAMESPACESTATUS']._serialized_end=452
-  _globals['_STATUSRESPONSE']._serialized_start=455
-  _globals['_STATUSRESPONSE']._serialized_end=803
-  _globals['_STATUSRESPONSE_COUNTERSENTRY']._serialized_start=756
-  _globals['_STATUSRESPONSE_COUNTERSENTRY']._serialized_end=803
-  _globals['_ADMIN']._serialized_start=805
-  _globals['_ADMIN']._serialized_end=877
+  _globals['_TIERSTATUS']._serialized_end=351
+  _globals['_NAMESPACESTATUS']._serialized_start=354
+  _globals['_NAMESPACESTATUS']._serialized_end=494
+  _globals['_STATUSRESPONSE']._serialized_start=497
+  _globals['_STATUSRESPONSE']._serialized_end=1021
+  _globals['_STATUSRESPONSE_COUNTERSENTRY']._serialized_start=974
+  _globals['_STATUSRESPONSE_COUNTERSENTRY']._serialized_end=1021
+  _globals['_ADMIN']._serialized_start=1023
+  _globals['_ADMIN']._serialized_end=1095
 # @@protoc_insertion_point(module_scope)

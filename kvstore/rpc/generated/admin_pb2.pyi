@@ -47,6 +47,8 @@ class TierStatus(_message.Message):
     TROUBLE_FIELD_NUMBER: _builtins.int
     READ_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
     WRITE_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    HUGE_BYTES_FIELD_NUMBER: _builtins.int
+    QUEUED_BYTES_FIELD_NUMBER: _builtins.int
     tier: _kvstore_pb2.Tier.ValueType
     capacity_bytes: _builtins.int
     ready_bytes: _builtins.int
@@ -59,6 +61,10 @@ class TierStatus(_message.Message):
     read_bytes_per_second: _builtins.float
     """Measured, bytes a second; 0: not measured yet."""
     write_bytes_per_second: _builtins.float
+    huge_bytes: _builtins.int
+    """Of `ready_bytes`, those in huge pages."""
+    queued_bytes: _builtins.int
+    """Bytes of copies that wait or are under way from this tier."""
     def __init__(
         self,
         *,
@@ -71,10 +77,12 @@ class TierStatus(_message.Message):
         trouble: _builtins.str = ...,
         read_bytes_per_second: _builtins.float = ...,
         write_bytes_per_second: _builtins.float = ...,
+        huge_bytes: _builtins.int = ...,
+        queued_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "is_writable", b"is_writable", "objects", b"objects", "read_bytes_per_second", b"read_bytes_per_second", "ready_bytes", b"ready_bytes", "tier", b"tier", "trouble", b"trouble", "used_bytes", b"used_bytes", "write_bytes_per_second", b"write_bytes_per_second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "huge_bytes", b"huge_bytes", "is_writable", b"is_writable", "objects", b"objects", "queued_bytes", b"queued_bytes", "read_bytes_per_second", b"read_bytes_per_second", "ready_bytes", b"ready_bytes", "tier", b"tier", "trouble", b"trouble", "used_bytes", b"used_bytes", "write_bytes_per_second", b"write_bytes_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -151,6 +159,13 @@ class StatusResponse(_message.Message):
     PINS_FIELD_NUMBER: _builtins.int
     QUEUED_COPIES_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
+    ATTACHED_WORKERS_FIELD_NUMBER: _builtins.int
+    STAGING_BYTES_FIELD_NUMBER: _builtins.int
+    HANDOFFS_FIELD_NUMBER: _builtins.int
+    HANDOFF_BYTES_FIELD_NUMBER: _builtins.int
+    LOCK_HELD_SECONDS_FIELD_NUMBER: _builtins.int
+    LOCK_WAITED_SECONDS_FIELD_NUMBER: _builtins.int
+    LOCK_LONGEST_SECONDS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     boot_epoch: _builtins.int
     uptime_seconds: _builtins.float
@@ -158,6 +173,15 @@ class StatusResponse(_message.Message):
     leases: _builtins.int
     pins: _builtins.int
     queued_copies: _builtins.int
+    attached_workers: _builtins.int
+    """Worker processes that have mapped host memory, and what is staged for them."""
+    staging_bytes: _builtins.int
+    handoffs: _builtins.int
+    handoff_bytes: _builtins.int
+    lock_held_seconds: _builtins.float
+    """Since start: how long the store's lock was held and waited for, and its longest hold."""
+    lock_waited_seconds: _builtins.float
+    lock_longest_seconds: _builtins.float
     @_builtins.property
     def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TierStatus]: ...
     @_builtins.property
@@ -179,10 +203,17 @@ class StatusResponse(_message.Message):
         pins: _builtins.int = ...,
         queued_copies: _builtins.int = ...,
         counters: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        attached_workers: _builtins.int = ...,
+        staging_bytes: _builtins.int = ...,
+        handoffs: _builtins.int = ...,
+        handoff_bytes: _builtins.int = ...,
+        lock_held_seconds: _builtins.float = ...,
+        lock_waited_seconds: _builtins.float = ...,
+        lock_longest_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_epoch", b"boot_epoch", "counters", b"counters", "is_draining", b"is_draining", "leases", b"leases", "namespaces", b"namespaces", "pins", b"pins", "queued_copies", b"queued_copies", "tiers", b"tiers", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached_workers", b"attached_workers", "boot_epoch", b"boot_epoch", "counters", b"counters", "handoff_bytes", b"handoff_bytes", "handoffs", b"handoffs", "is_draining", b"is_draining", "leases", b"leases", "lock_held_seconds", b"lock_held_seconds", "lock_longest_seconds", b"lock_longest_seconds", "lock_waited_seconds", b"lock_waited_seconds", "namespaces", b"namespaces", "pins", b"pins", "queued_copies", b"queued_copies", "staging_bytes", b"staging_bytes", "tiers", b"tiers", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -103,6 +103,27 @@ INFERENCE_MODE_THINK_HIGH: InferenceMode.ValueType  # 2
 INFERENCE_MODE_THINK_MAX: InferenceMode.ValueType  # 3
 Global___InferenceMode: _TypeAlias = InferenceMode  # noqa: Y015
 
+class _LoadOrder:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LoadOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LoadOrder.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LOAD_ORDER_UNSPECIFIED: _LoadOrder.ValueType  # 0
+    LOAD_ORDER_BLOCKS: _LoadOrder.ValueType  # 1
+    """Block by block from the root: every block that is there makes the resumable prefix longer."""
+    LOAD_ORDER_LAYERS: _LoadOrder.ValueType  # 2
+    """Layer by layer: the first layers of all blocks are there before the last ones."""
+
+class LoadOrder(_LoadOrder, metaclass=_LoadOrderEnumTypeWrapper): ...
+
+LOAD_ORDER_UNSPECIFIED: LoadOrder.ValueType  # 0
+LOAD_ORDER_BLOCKS: LoadOrder.ValueType  # 1
+"""Block by block from the root: every block that is there makes the resumable prefix longer."""
+LOAD_ORDER_LAYERS: LoadOrder.ValueType  # 2
+"""Layer by layer: the first layers of all blocks are there before the last ones."""
+Global___LoadOrder: _TypeAlias = LoadOrder  # noqa: Y015
+
 class _PlanKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -583,6 +604,7 @@ class HelloResponse(_message.Message):
     MAX_BATCH_BLOCKS_FIELD_NUMBER: _builtins.int
     LEASE_SECONDS_FIELD_NUMBER: _builtins.int
     SERVER_VERSION_FIELD_NUMBER: _builtins.int
+    ATTACH_PATH_FIELD_NUMBER: _builtins.int
     namespace_id: _builtins.bytes
     root: _builtins.bytes
     boot_epoch: _builtins.int
@@ -592,6 +614,8 @@ class HelloResponse(_message.Message):
     max_batch_blocks: _builtins.int
     lease_seconds: _builtins.float
     server_version: _builtins.str
+    attach_path: _builtins.str
+    """Unix socket where workers on this host attach to the daemon's memory; empty: there is none."""
     @_builtins.property
     def differing_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Known layouts of the same model differ in these fields; empty when the namespace is the only one."""
@@ -608,10 +632,11 @@ class HelloResponse(_message.Message):
         max_batch_blocks: _builtins.int = ...,
         lease_seconds: _builtins.float = ...,
         server_version: _builtins.str = ...,
+        attach_path: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_epoch", b"boot_epoch", "created", b"created", "differing_fields", b"differing_fields", "lease_seconds", b"lease_seconds", "max_batch_blocks", b"max_batch_blocks", "max_chunk_bytes", b"max_chunk_bytes", "namespace_id", b"namespace_id", "root", b"root", "server_version", b"server_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach_path", b"attach_path", "boot_epoch", b"boot_epoch", "created", b"created", "differing_fields", b"differing_fields", "lease_seconds", b"lease_seconds", "max_batch_blocks", b"max_batch_blocks", "max_chunk_bytes", b"max_chunk_bytes", "namespace_id", b"namespace_id", "root", b"root", "server_version", b"server_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -701,6 +726,9 @@ class LookupRequest(_message.Message):
     HINTS_FIELD_NUMBER: _builtins.int
     CAN_REPLAY_FIELD_NUMBER: _builtins.int
     WORKER_FLOPS_FIELD_NUMBER: _builtins.int
+    WANT_DESCRIPTORS_FIELD_NUMBER: _builtins.int
+    HOST_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
     namespace_id: _builtins.bytes
     worker_id: _builtins.bytes
     prompt_tokens: _builtins.int
@@ -708,6 +736,12 @@ class LookupRequest(_message.Message):
     """The worker can rebuild a missing state by replay over stored rows."""
     worker_flops: _builtins.float
     """Prefill speed in the cost model's FLOP a second; unset: the deepest plan is taken."""
+    want_descriptors: _builtins.bool
+    """Answer with the descriptors of what is hot: the worker has mapped the daemon's memory."""
+    host_bytes_per_second: _builtins.float
+    """How fast this worker takes bytes out of host memory, as it measured itself; unset: what the daemon saw of its streams."""
+    order: Global___LoadOrder.ValueType
+    """In which order cold rows are wanted."""
     @_builtins.property
     def chain(self) -> Global___Chain: ...
     @_builtins.property
@@ -722,16 +756,142 @@ class LookupRequest(_message.Message):
         hints: Global___Hints | None = ...,
         can_replay: _builtins.bool = ...,
         worker_flops: _builtins.float | None = ...,
+        want_descriptors: _builtins.bool = ...,
+        host_bytes_per_second: _builtins.float | None = ...,
+        order: Global___LoadOrder.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_worker_flops", b"_worker_flops", "chain", b"chain", "hints", b"hints", "worker_flops", b"worker_flops"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_host_bytes_per_second", b"_host_bytes_per_second", "_worker_flops", b"_worker_flops", "chain", b"chain", "hints", b"hints", "host_bytes_per_second", b"host_bytes_per_second", "worker_flops", b"worker_flops"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_worker_flops", b"_worker_flops", "can_replay", b"can_replay", "chain", b"chain", "hints", b"hints", "namespace_id", b"namespace_id", "prompt_tokens", b"prompt_tokens", "worker_flops", b"worker_flops", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_host_bytes_per_second", b"_host_bytes_per_second", "_worker_flops", b"_worker_flops", "can_replay", b"can_replay", "chain", b"chain", "hints", b"hints", "host_bytes_per_second", b"host_bytes_per_second", "namespace_id", b"namespace_id", "order", b"order", "prompt_tokens", b"prompt_tokens", "want_descriptors", b"want_descriptors", "worker_flops", b"worker_flops", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__host_bytes_per_second: _TypeAlias = _typing.Literal["host_bytes_per_second"]  # noqa: Y015
+    _WhichOneofArgType__host_bytes_per_second: _TypeAlias = _typing.Literal["_host_bytes_per_second", b"_host_bytes_per_second"]  # noqa: Y015
     _WhichOneofReturnType__worker_flops: _TypeAlias = _typing.Literal["worker_flops"]  # noqa: Y015
     _WhichOneofArgType__worker_flops: _TypeAlias = _typing.Literal["_worker_flops", b"_worker_flops"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__host_bytes_per_second) -> _WhichOneofReturnType__host_bytes_per_second | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__worker_flops) -> _WhichOneofReturnType__worker_flops | None: ...
 
 Global___LookupRequest: _TypeAlias = LookupRequest  # noqa: Y015
+
+@_typing.final
+class Descriptors(_message.Message):
+    """Where objects of one group lie in host memory. A page number `p` is page `p % region_pages` of region
+    `p / region_pages` (AttachResponse).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    FIRST_BLOCK_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    group: _builtins.int
+    first_block: _builtins.int
+    """Number of the first object's block in its chain; the others follow block by block."""
+    length: _builtins.int
+    """Raw bytes of each object."""
+    records: _builtins.bytes
+    """One record an object, little-endian: page of each of its slots (u32 each), stamp (u64), content checksum (16 bytes).
+    The stamp table of the region says `2 * stamp` at each of these pages while the bytes there are the object's.
+    """
+    def __init__(
+        self,
+        *,
+        group: _builtins.int = ...,
+        first_block: _builtins.int = ...,
+        length: _builtins.int = ...,
+        records: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_block", b"first_block", "group", b"group", "length", b"length", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Descriptors: _TypeAlias = Descriptors  # noqa: Y015
+
+@_typing.final
+class LocateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_ID_FIELD_NUMBER: _builtins.int
+    BOOT_EPOCH_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
+    FIRST_BLOCK_FIELD_NUMBER: _builtins.int
+    MIN_BLOCKS_FIELD_NUMBER: _builtins.int
+    WAIT_SECONDS_FIELD_NUMBER: _builtins.int
+    SEEN_LAYERS_FIELD_NUMBER: _builtins.int
+    namespace_id: _builtins.bytes
+    boot_epoch: _builtins.int
+    lease: _builtins.int
+    first_block: _builtins.int
+    """Rows from this block number on are wanted, and the states of the plan."""
+    min_blocks: _builtins.int
+    """Wait for so many more blocks, or for all that is coming, but no longer than `wait_seconds`."""
+    wait_seconds: _builtins.float
+    seen_layers: _builtins.int
+    """For workers that can abandon a step: answer with descriptors of copies that are still being filled (their stamp
+    table says `2 * stamp + 1`) and with how many leading layers are whole; wait for more layers than this.
+    """
+    def __init__(
+        self,
+        *,
+        namespace_id: _builtins.bytes = ...,
+        boot_epoch: _builtins.int = ...,
+        lease: _builtins.int = ...,
+        first_block: _builtins.int = ...,
+        min_blocks: _builtins.int = ...,
+        wait_seconds: _builtins.float = ...,
+        seen_layers: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seen_layers", b"_seen_layers", "seen_layers", b"seen_layers"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seen_layers", b"_seen_layers", "boot_epoch", b"boot_epoch", "first_block", b"first_block", "lease", b"lease", "min_blocks", b"min_blocks", "namespace_id", b"namespace_id", "seen_layers", b"seen_layers", "wait_seconds", b"wait_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__seen_layers: _TypeAlias = _typing.Literal["seen_layers"]  # noqa: Y015
+    _WhichOneofArgType__seen_layers: _TypeAlias = _typing.Literal["_seen_layers", b"_seen_layers"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seen_layers) -> _WhichOneofReturnType__seen_layers | None: ...
+
+Global___LocateRequest: _TypeAlias = LocateRequest  # noqa: Y015
+
+@_typing.final
+class LocateResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOOT_EPOCH_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    IS_LOADING_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    boot_epoch: _builtins.int
+    is_loading: _builtins.bool
+    """Copies of this lease are still on their way."""
+    layers: _builtins.int
+    """Leading layers of which every row of the plan lies verified in its slot."""
+    @_builtins.property
+    def rows(self) -> Global___Descriptors:
+        """From `first_block` on, unbroken; with `seen_layers` those that are being filled too."""
+
+    @_builtins.property
+    def states(self) -> _containers.RepeatedCompositeFieldContainer[Global___Descriptors]: ...
+    def __init__(
+        self,
+        *,
+        boot_epoch: _builtins.int = ...,
+        rows: Global___Descriptors | None = ...,
+        states: _abc.Iterable[Global___Descriptors] | None = ...,
+        is_loading: _builtins.bool = ...,
+        layers: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_epoch", b"boot_epoch", "is_loading", b"is_loading", "layers", b"layers", "rows", b"rows", "states", b"states"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LocateResponse: _TypeAlias = LocateResponse  # noqa: Y015
 
 @_typing.final
 class ResumePoint(_message.Message):
@@ -859,6 +1019,9 @@ class LookupResponse(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
     LINEAGE_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    COLD_SECONDS_FIELD_NUMBER: _builtins.int
     boot_epoch: _builtins.int
     rows_tokens: _builtins.int
     canonical: _builtins.bool
@@ -867,6 +1030,8 @@ class LookupResponse(_message.Message):
     """0: nothing was leased."""
     lineage: _builtins.bytes
     """Lineage of the rows under `plan.tokens`, 16 bytes."""
+    cold_seconds: _builtins.float
+    """Predicted time of computing the whole prompt, for comparison with a plan's; unset where a speed is unknown."""
     @_builtins.property
     def resume_points(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResumePoint]: ...
     @_builtins.property
@@ -875,6 +1040,12 @@ class LookupResponse(_message.Message):
     def plan(self) -> Global___Plan: ...
     @_builtins.property
     def snapshots(self) -> Global___Snapshots: ...
+    @_builtins.property
+    def rows(self) -> Global___Descriptors:
+        """With `want_descriptors`: the plan's rows that are hot, from block 0 on, and its states that are."""
+
+    @_builtins.property
+    def states(self) -> _containers.RepeatedCompositeFieldContainer[Global___Descriptors]: ...
     def __init__(
         self,
         *,
@@ -888,12 +1059,17 @@ class LookupResponse(_message.Message):
         reason: Global___MissReason.ValueType = ...,
         lease: _builtins.int = ...,
         lineage: _builtins.bytes = ...,
+        rows: Global___Descriptors | None = ...,
+        states: _abc.Iterable[Global___Descriptors] | None = ...,
+        cold_seconds: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "replay", b"replay", "snapshots", b"snapshots"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cold_seconds", b"_cold_seconds", "cold_seconds", b"cold_seconds", "plan", b"plan", "replay", b"replay", "rows", b"rows", "snapshots", b"snapshots"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_epoch", b"boot_epoch", "canonical", b"canonical", "lease", b"lease", "lineage", b"lineage", "plan", b"plan", "reason", b"reason", "replay", b"replay", "resume_points", b"resume_points", "rows_tokens", b"rows_tokens", "snapshots", b"snapshots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cold_seconds", b"_cold_seconds", "boot_epoch", b"boot_epoch", "canonical", b"canonical", "cold_seconds", b"cold_seconds", "lease", b"lease", "lineage", b"lineage", "plan", b"plan", "reason", b"reason", "replay", b"replay", "resume_points", b"resume_points", "rows", b"rows", "rows_tokens", b"rows_tokens", "snapshots", b"snapshots", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__cold_seconds: _TypeAlias = _typing.Literal["cold_seconds"]  # noqa: Y015
+    _WhichOneofArgType__cold_seconds: _TypeAlias = _typing.Literal["_cold_seconds", b"_cold_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cold_seconds) -> _WhichOneofReturnType__cold_seconds | None: ...
 
 Global___LookupResponse: _TypeAlias = LookupResponse  # noqa: Y015
 
@@ -1205,11 +1381,18 @@ class CommitRequest(_message.Message):
     BOOT_EPOCH_FIELD_NUMBER: _builtins.int
     RESERVATION_FIELD_NUMBER: _builtins.int
     DURABLE_FIELD_NUMBER: _builtins.int
+    STAGED_FIELD_NUMBER: _builtins.int
     namespace_id: _builtins.bytes
     boot_epoch: _builtins.int
     reservation: _builtins.int
     durable: _builtins.bool
     """Answer only when every stored object of the reservation is synced to disk, or cannot be."""
+    @_builtins.property
+    def staged(self) -> _containers.RepeatedCompositeFieldContainer[Global___StagedPut]:
+        """Objects in the worker's staging region: reserve them, copy, check the copies, publish. Over the attach socket only;
+        `reservation` is 0 then. What could not be had of them is given up.
+        """
+
     def __init__(
         self,
         *,
@@ -1217,32 +1400,122 @@ class CommitRequest(_message.Message):
         boot_epoch: _builtins.int = ...,
         reservation: _builtins.int = ...,
         durable: _builtins.bool = ...,
+        staged: _abc.Iterable[Global___StagedPut] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_epoch", b"boot_epoch", "durable", b"durable", "namespace_id", b"namespace_id", "reservation", b"reservation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_epoch", b"boot_epoch", "durable", b"durable", "namespace_id", b"namespace_id", "reservation", b"reservation", "staged", b"staged"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CommitRequest: _TypeAlias = CommitRequest  # noqa: Y015
 
 @_typing.final
-class CommitResponse(_message.Message):
+class StagedPut(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    DURABILITIES_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
+    LINEAGE_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    OFFSETS_FIELD_NUMBER: _builtins.int
+    HINTS_FIELD_NUMBER: _builtins.int
+    lineage: _builtins.bytes
+    """Lineage of the rows that the chain's first block was computed on; empty: of what an earlier put of this message left
+    at `chain.parent`.
+    """
     @_builtins.property
-    def durabilities(self) -> _containers.RepeatedScalarFieldContainer[Global___Durability.ValueType]:
-        """For each object of the reservation."""
+    def chain(self) -> Global___Chain: ...
+    @_builtins.property
+    def blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each object, in chain order, rows of a block before its states: index into the chain, group, and where its bytes
+        start in the staging region.
+        """
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def offsets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def hints(self) -> Global___Hints: ...
+    def __init__(
+        self,
+        *,
+        chain: Global___Chain | None = ...,
+        lineage: _builtins.bytes = ...,
+        blocks: _abc.Iterable[_builtins.int] | None = ...,
+        groups: _abc.Iterable[_builtins.int] | None = ...,
+        offsets: _abc.Iterable[_builtins.int] | None = ...,
+        hints: Global___Hints | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "hints", b"hints"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "chain", b"chain", "groups", b"groups", "hints", b"hints", "lineage", b"lineage", "offsets", b"offsets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StagedPut: _TypeAlias = StagedPut  # noqa: Y015
+
+@_typing.final
+class StagedResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_FIELD_NUMBER: _builtins.int
+    STATUSES_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    CONTENTS_FIELD_NUMBER: _builtins.int
+    reservation: _builtins.int
+    """For a later Commit with `durable`."""
+    contents: _builtins.bytes
+    """For each object, 16 bytes: checksum of its bytes, by which the worker knows the lineage of its rows."""
+    @_builtins.property
+    def statuses(self) -> _containers.RepeatedScalarFieldContainer[Global___ReserveStatus.ValueType]:
+        """For each object."""
+
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedScalarFieldContainer[Global___PutStatus.ValueType]:
+        """For each object; UNSPECIFIED where it was not wanted."""
 
     def __init__(
         self,
         *,
-        durabilities: _abc.Iterable[Global___Durability.ValueType] | None = ...,
+        reservation: _builtins.int = ...,
+        statuses: _abc.Iterable[Global___ReserveStatus.ValueType] | None = ...,
+        outcomes: _abc.Iterable[Global___PutStatus.ValueType] | None = ...,
+        contents: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["durabilities", b"durabilities"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contents", b"contents", "outcomes", b"outcomes", "reservation", b"reservation", "statuses", b"statuses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StagedResult: _TypeAlias = StagedResult  # noqa: Y015
+
+@_typing.final
+class CommitResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DURABILITIES_FIELD_NUMBER: _builtins.int
+    STAGED_FIELD_NUMBER: _builtins.int
+    BOOT_EPOCH_FIELD_NUMBER: _builtins.int
+    boot_epoch: _builtins.int
+    @_builtins.property
+    def durabilities(self) -> _containers.RepeatedScalarFieldContainer[Global___Durability.ValueType]:
+        """For each object of the reservation."""
+
+    @_builtins.property
+    def staged(self) -> _containers.RepeatedCompositeFieldContainer[Global___StagedResult]: ...
+    def __init__(
+        self,
+        *,
+        durabilities: _abc.Iterable[Global___Durability.ValueType] | None = ...,
+        staged: _abc.Iterable[Global___StagedResult] | None = ...,
+        boot_epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_epoch", b"boot_epoch", "durabilities", b"durabilities", "staged", b"staged"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1522,3 +1795,321 @@ class UnpinResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnpinResponse: _TypeAlias = UnpinResponse  # noqa: Y015
+
+@_typing.final
+class AttachRequest(_message.Message):
+    """-- the attach socket ---------------------------------------------------------------------------
+    A Unix stream socket beside the gRPC one. Requests and answers are framed as in kvstore/rpc/lane.py; what is asked is
+    one of the messages below or of the unary calls above. A connection's end is a worker's end: when the last one of a
+    worker id closes, its leases and its staging region are gone.
+
+    First message of each connection.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    BOOT_EPOCH_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.bytes
+    boot_epoch: _builtins.int
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.bytes = ...,
+        boot_epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_epoch", b"boot_epoch", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachRequest: _TypeAlias = AttachRequest  # noqa: Y015
+
+@_typing.final
+class AttachResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOOT_EPOCH_FIELD_NUMBER: _builtins.int
+    REGION_PAGES_FIELD_NUMBER: _builtins.int
+    REGIONS_FIELD_NUMBER: _builtins.int
+    boot_epoch: _builtins.int
+    region_pages: _builtins.int
+    """A region is `region_pages` pages of 4,096 bytes, then one u64 a page: the stamp table."""
+    regions: _builtins.int
+    def __init__(
+        self,
+        *,
+        boot_epoch: _builtins.int = ...,
+        region_pages: _builtins.int = ...,
+        regions: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_epoch", b"boot_epoch", "region_pages", b"region_pages", "regions", b"regions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachResponse: _TypeAlias = AttachResponse  # noqa: Y015
+
+@_typing.final
+class RegionRequest(_message.Message):
+    """Answered with the descriptor of a region's memory, sealed against writing, shrinking and growing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_ID_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    namespace_id: _builtins.bytes
+    region: _builtins.int
+    def __init__(
+        self,
+        *,
+        namespace_id: _builtins.bytes = ...,
+        region: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace_id", b"namespace_id", "region", b"region"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegionRequest: _TypeAlias = RegionRequest  # noqa: Y015
+
+@_typing.final
+class RegionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NBYTES_FIELD_NUMBER: _builtins.int
+    nbytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        nbytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nbytes", b"nbytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegionResponse: _TypeAlias = RegionResponse  # noqa: Y015
+
+@_typing.final
+class StagingRequest(_message.Message):
+    """Answered with the descriptor of a writable staging region that is this worker's alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NBYTES_FIELD_NUMBER: _builtins.int
+    nbytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        nbytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nbytes", b"nbytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StagingRequest: _TypeAlias = StagingRequest  # noqa: Y015
+
+@_typing.final
+class StagingResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NBYTES_FIELD_NUMBER: _builtins.int
+    nbytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        nbytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nbytes", b"nbytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StagingResponse: _TypeAlias = StagingResponse  # noqa: Y015
+
+@_typing.final
+class LaneError(_message.Message):
+    """Why a request on the attach socket was refused; `reason` as in google.rpc.ErrorInfo."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    message: _builtins.str
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LaneError: _TypeAlias = LaneError  # noqa: Y015
+
+@_typing.final
+class PutHandoffHeader(_message.Message):
+    """-- handoff -------------------------------------------------------------------------------------"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_ID_FIELD_NUMBER: _builtins.int
+    BOOT_EPOCH_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    NBYTES_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    TTL_SECONDS_FIELD_NUMBER: _builtins.int
+    namespace_id: _builtins.bytes
+    boot_epoch: _builtins.int
+    key: _builtins.bytes
+    """SHA-256 that names the exact sequence of tokens (kvstore/core/prefix.py), 32 bytes."""
+    nbytes: _builtins.int
+    content: _builtins.bytes
+    """xxh3_128 over the bytes."""
+    ttl_seconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        namespace_id: _builtins.bytes = ...,
+        boot_epoch: _builtins.int = ...,
+        key: _builtins.bytes = ...,
+        nbytes: _builtins.int = ...,
+        content: _builtins.bytes = ...,
+        ttl_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_epoch", b"boot_epoch", "content", b"content", "key", b"key", "namespace_id", b"namespace_id", "nbytes", b"nbytes", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutHandoffHeader: _TypeAlias = PutHandoffHeader  # noqa: Y015
+
+@_typing.final
+class PutHandoffRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    @_builtins.property
+    def header(self) -> Global___PutHandoffHeader: ...
+    def __init__(
+        self,
+        *,
+        header: Global___PutHandoffHeader | None = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "header", b"header"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutHandoffRequest: _TypeAlias = PutHandoffRequest  # noqa: Y015
+
+@_typing.final
+class PutHandoffResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEPT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    kept: _builtins.bool
+    reason: _builtins.str
+    """Why not: no room, or the bytes did not match their checksum."""
+    def __init__(
+        self,
+        *,
+        kept: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kept", b"kept", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutHandoffResponse: _TypeAlias = PutHandoffResponse  # noqa: Y015
+
+@_typing.final
+class TakeHandoffRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_ID_FIELD_NUMBER: _builtins.int
+    BOOT_EPOCH_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    namespace_id: _builtins.bytes
+    boot_epoch: _builtins.int
+    key: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        namespace_id: _builtins.bytes = ...,
+        boot_epoch: _builtins.int = ...,
+        key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_epoch", b"boot_epoch", "key", b"key", "namespace_id", b"namespace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakeHandoffRequest: _TypeAlias = TakeHandoffRequest  # noqa: Y015
+
+@_typing.final
+class TakeHandoffHeader(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NBYTES_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    nbytes: _builtins.int
+    """0: there is none, or it has expired, or somebody took it."""
+    content: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        nbytes: _builtins.int = ...,
+        content: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "nbytes", b"nbytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakeHandoffHeader: _TypeAlias = TakeHandoffHeader  # noqa: Y015
+
+@_typing.final
+class TakeHandoffResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    @_builtins.property
+    def header(self) -> Global___TakeHandoffHeader: ...
+    def __init__(
+        self,
+        *,
+        header: Global___TakeHandoffHeader | None = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "header", b"header"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakeHandoffResponse: _TypeAlias = TakeHandoffResponse  # noqa: Y015

@@ -44,6 +44,11 @@ class KVStoreStub(object):
                 request_serializer=kvstore_dot_v1_dot_kvstore__pb2.LookupRequest.SerializeToString,
                 response_deserializer=kvstore_dot_v1_dot_kvstore__pb2.LookupResponse.FromString,
                 _registered_method=True)
+        self.Locate = channel.unary_unary(
+                '/kvstore.v1.KVStore/Locate',
+                request_serializer=kvstore_dot_v1_dot_kvstore__pb2.LocateRequest.SerializeToString,
+                response_deserializer=kvstore_dot_v1_dot_kvstore__pb2.LocateResponse.FromString,
+                _registered_method=True)
         self.Fetch = channel.unary_stream(
                 '/kvstore.v1.KVStore/Fetch',
                 request_serializer=kvstore_dot_v1_dot_kvstore__pb2.FetchRequest.SerializeToString,
@@ -94,6 +99,16 @@ class KVStoreStub(object):
                 request_serializer=kvstore_dot_v1_dot_kvstore__pb2.UnpinRequest.SerializeToString,
                 response_deserializer=kvstore_dot_v1_dot_kvstore__pb2.UnpinResponse.FromString,
                 _registered_method=True)
+        self.PutHandoff = channel.stream_unary(
+                '/kvstore.v1.KVStore/PutHandoff',
+                request_serializer=kvstore_dot_v1_dot_kvstore__pb2.PutHandoffRequest.SerializeToString,
+                response_deserializer=kvstore_dot_v1_dot_kvstore__pb2.PutHandoffResponse.FromString,
+                _registered_method=True)
+        self.TakeHandoff = channel.unary_stream(
+                '/kvstore.v1.KVStore/TakeHandoff',
+                request_serializer=kvstore_dot_v1_dot_kvstore__pb2.TakeHandoffRequest.SerializeToString,
+                response_deserializer=kvstore_dot_v1_dot_kvstore__pb2.TakeHandoffResponse.FromString,
+                _registered_method=True)
 
 
 class KVStoreServicer(object):
@@ -108,6 +123,14 @@ class KVStoreServicer(object):
 
     def Lookup(self, request, context):
         """From which boundaries can this chain resume, what has to be recomputed, where are snapshots due. Takes a lease.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Locate(self, request, context):
+        """Descriptors of leased objects that were cold at the lookup, as they come into host memory; waits for more of them.
+        For workers that mapped the daemon's memory (AttachRequest).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -179,6 +202,21 @@ class KVStoreServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PutHandoff(self, request_iterator, context):
+        """Leaves the exact cache of a stopped request for one other worker. The first message carries the header, all carry
+        data. Host memory only, for seconds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TakeHandoff(self, request, context):
+        """Takes it: it is gone afterwards. The first message carries the header; no data where there is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KVStoreServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -191,6 +229,11 @@ def add_KVStoreServicer_to_server(servicer, server):
                     servicer.Lookup,
                     request_deserializer=kvstore_dot_v1_dot_kvstore__pb2.LookupRequest.FromString,
                     response_serializer=kvstore_dot_v1_dot_kvstore__pb2.LookupResponse.SerializeToString,
+            ),
+            'Locate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Locate,
+                    request_deserializer=kvstore_dot_v1_dot_kvstore__pb2.LocateRequest.FromString,
+                    response_serializer=kvstore_dot_v1_dot_kvstore__pb2.LocateResponse.SerializeToString,
             ),
             'Fetch': grpc.unary_stream_rpc_method_handler(
                     servicer.Fetch,
@@ -241,6 +284,16 @@ def add_KVStoreServicer_to_server(servicer, server):
                     servicer.Unpin,
                     request_deserializer=kvstore_dot_v1_dot_kvstore__pb2.UnpinRequest.FromString,
                     response_serializer=kvstore_dot_v1_dot_kvstore__pb2.UnpinResponse.SerializeToString,
+            ),
+            'PutHandoff': grpc.stream_unary_rpc_method_handler(
+                    servicer.PutHandoff,
+                    request_deserializer=kvstore_dot_v1_dot_kvstore__pb2.PutHandoffRequest.FromString,
+                    response_serializer=kvstore_dot_v1_dot_kvstore__pb2.PutHandoffResponse.SerializeToString,
+            ),
+            'TakeHandoff': grpc.unary_stream_rpc_method_handler(
+                    servicer.TakeHandoff,
+                    request_deserializer=kvstore_dot_v1_dot_kvstore__pb2.TakeHandoffRequest.FromString,
+                    response_serializer=kvstore_dot_v1_dot_kvstore__pb2.TakeHandoffResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -297,6 +350,33 @@ class KVStore(object):
             '/kvstore.v1.KVStore/Lookup',
             kvstore_dot_v1_dot_kvstore__pb2.LookupRequest.SerializeToString,
             kvstore_dot_v1_dot_kvstore__pb2.LookupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Locate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.KVStore/Locate',
+            kvstore_dot_v1_dot_kvstore__pb2.LocateRequest.SerializeToString,
+            kvstore_dot_v1_dot_kvstore__pb2.LocateResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -567,6 +647,60 @@ class KVStore(object):
             '/kvstore.v1.KVStore/Unpin',
             kvstore_dot_v1_dot_kvstore__pb2.UnpinRequest.SerializeToString,
             kvstore_dot_v1_dot_kvstore__pb2.UnpinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutHandoff(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/kvstore.v1.KVStore/PutHandoff',
+            kvstore_dot_v1_dot_kvstore__pb2.PutHandoffRequest.SerializeToString,
+            kvstore_dot_v1_dot_kvstore__pb2.PutHandoffResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TakeHandoff(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvstore.v1.KVStore/TakeHandoff',
+            kvstore_dot_v1_dot_kvstore__pb2.TakeHandoffRequest.SerializeToString,
+            kvstore_dot_v1_dot_kvstore__pb2.TakeHandoffResponse.FromString,
             options,
             channel_credentials,
             insecure,
