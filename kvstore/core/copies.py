@@ -71,6 +71,7 @@ class Copies:
             slots = self._room.allocate(entry, Tier.HOST, namespace.name, namespace.slot_pages, count)
             disk.busy += 1
             held = Held(CopyStatus.INCOMING, slots, entry.facts.raw_bytes)
+            held.flow = self.flow
             self._room.attach(entry, Tier.HOST, held)
             target = (slots, held.stamp, self.flow, layers)
             actions.append(Copy(entry.facts, Tier.DISK, Tier.HOST, disk.slots, disk.nbytes, *target))

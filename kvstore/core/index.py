@@ -22,6 +22,8 @@ from kvstore.core.layout import ModelLayout
 from kvstore.core.lineage import ROOT_LINEAGE
 from kvstore.core.space import cut_points
 
+SPAN_BLOCKS = 64  # a walk over 8,192 blocks makes 128 steps over spans and at most 63 within one
+
 
 class CopyStatus(Enum):
     INCOMING = "incoming"  # room is reserved, bytes are not there yet
@@ -40,7 +42,7 @@ class ObjectClass(Enum):
 class Held:
     """One copy on one tier."""
 
-    __slots__ = ("_record", "busy", "nbytes", "slots", "stamp", "status")
+    __slots__ = ("_record", "busy", "flow", "nbytes", "slots", "stamp", "status")
 
     def __init__(self, status: CopyStatus, slots: tuple[int, ...], nbytes: int) -> None:
         self.status = status
@@ -48,6 +50,7 @@ class Held:
         self.nbytes = nbytes  # raw bytes on the host, frame bytes on disk
         self.busy = 0  # readers and copies that use these bytes now
         self.stamp = 0  # of a host copy: no other copy has or had it (`descriptor.py`)
+        self.flow = 0  # of the promotion that fills it (`Copy.flow`)
         self._record: bytes | None = None
 
     def record(self, content: bytes) -> bytes:
@@ -118,19 +121,34 @@ class Entry:
             yield Tier.DISK, self.disk
 
 
+class Span:
+    """Up to SPAN_BLOCKS consecutive blocks and their branches, so that a walk up passes in one step what has no states.
+
+    Spans begin at multiples of SPAN_BLOCKS. A count for a whole span, and not a pointer in each node to the next state
+    above, because the pointers of thousands of blocks would change with one state.
+    """
+
+    __slots__ = ("above", "stateful")
+
+    def __init__(self, above: Node | None) -> None:
+        self.above = above  # the block before the span's first one; None: the root's own
+        self.stateful = 0  # blocks in it that have states
+
+
 class Node:
     """One block of a chain."""
 
     __slots__ = ("_children", "below_disk", "below_host", "block", "hot", "namespace", "parent", "prefix", "readable",
-                 "rows", "states")  # fmt: skip
+                 "rows", "span", "states")  # fmt: skip
 
     def __init__(self, namespace: Namespace, prefix: bytes, parent: Node | None, block: int) -> None:
         self.namespace = namespace
         self.prefix = prefix
         self.parent = parent
         self.block = block  # number of the block in its chain; -1 only for the root, which is before block 0
+        self.span = Span(parent) if parent is None or block % SPAN_BLOCKS == 0 else parent.span
         self.rows: Entry | None = None
-        self.states: tuple[Entry, ...] = ()
+        self.states: tuple[Entry, ...] = ()  # changed by add_state and remove_state only
         self.readable = parent is None
         self.hot = parent is None
         self.below_host = 0  # copies of child rows and of own states on the host, incoming ones included
@@ -164,6 +182,14 @@ class Node:
 
     def entry(self, group: int) -> Entry | None:
         return self.rows if group == 0 else self.state(group)
+
+    def add_state(self, entry: Entry) -> None:
+        self.span.stateful += not self.states
+        self.states = (*self.states, entry)
+
+    def remove_state(self, entry: Entry) -> None:
+        self.states = tuple(state for state in self.states if state is not entry)
+        self.span.stateful -= not self.states
 
     def children(self) -> tuple[Node, ...]:
         if self._children is None:

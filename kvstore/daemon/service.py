@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from kvstore.core.errors import InvalidInput, LayoutMismatch, OtherBootEpoch, UnknownNamespace
@@ -16,11 +17,13 @@ from kvstore.rpc.layouts import layout_from_wire
 from kvstore.rpc.limits import (
     MAX_BATCH_BLOCKS,
     MAX_CHUNK_BYTES,
+    MAX_LOCATE_SECONDS,
     MAX_NEW_NAMESPACES,
     MAX_PIN_SECONDS,
     MAX_REASON,
     MAX_RELEASES,
 )
+from kvstore.rpc.located import descriptors_to_wire
 from kvstore.rpc.matches import match_to_wire
 from kvstore.store.objects import OpenedNamespace
 from kvstore.store.store import Store
@@ -77,8 +80,30 @@ class KVStoreService:
             convert.worker_from_wire(request.worker_id),
             request.can_replay,
             convert.flops_from_wire(request.worker_flops) if request.HasField("worker_flops") else None,
+            layers=request.order == pb.LOAD_ORDER_LAYERS,
         )
-        return match_to_wire(match, self._store.boot_epoch)
+        answer = match_to_wire(match, self._store.boot_epoch)
+        if request.want_descriptors and match.lease is not None:
+            located = self._store.hot_objects(match.lease)
+            if located.rows is not None:
+                answer.rows.CopyFrom(descriptors_to_wire(*located.rows))
+            answer.states.extend(descriptors_to_wire(*state) for state in located.states)
+        return answer
+
+    def locate(self, request: pb.LocateRequest, deadline: float) -> pb.LocateResponse:
+        self._known(request.namespace_id)
+        self._check_epoch(request.boot_epoch)
+        wait = min(convert.seconds_from_wire(request.wait_seconds, "wait_seconds"), MAX_LOCATE_SECONDS)
+        seen = request.seen_layers if request.HasField("seen_layers") else None
+        until = min(deadline, time.monotonic() + wait)
+        located = self._store.locate(request.lease, request.first_block, request.min_blocks, seen, until)
+        return pb.LocateResponse(
+            boot_epoch=self._store.boot_epoch,
+            rows=None if located.rows is None else descriptors_to_wire(*located.rows),
+            states=[descriptors_to_wire(*state) for state in located.states],
+            is_loading=located.is_loading,
+            layers=located.layers,
+        )
 
     def fetch(self, request: pb.FetchRequest, deadline: float) -> Iterator[bytes]:
         layout = self._known(request.namespace_id).layout

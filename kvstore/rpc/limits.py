@@ -15,6 +15,7 @@ MAX_BREAKPOINTS = 1024
 MAX_SECTIONS = 65_536  # in one layout; V4-Pro has about 250
 MAX_TEXT = 200  # characters of a name
 MAX_NEW_NAMESPACES = 1024  # opened by one run of the daemon; each costs memory for ever
+MAX_LOCATE_SECONDS = 10.0  # one Locate waits no longer; a worker that wants to asks again
 MAX_RELEASES = 4096  # leases in one Release
 MAX_REASON = 500  # characters of a Report
 MAX_PIN_SECONDS = 30 * 86_400.0

@@ -65,6 +65,7 @@ class Kept:
         self.described: dict[bytes, Described] = {}
         self.unnamed: dict[bytes, None] = {}  # namespaces that the folder does not name: a restart would forget them
         self.bad: set[tuple[BlockKey, int]] = set()  # frames to be erased when their slot is free
+        self.layers: dict[int, int] = {}  # leading layers that are whole, of flows that are loaded by layers
         self.shut: deque[int] = deque()  # segments that could not be made; each is tried again later
 
     def run(self, actions: Sequence[Action]) -> None:
@@ -83,7 +84,7 @@ class Kept:
                 waiting += self.planner.failed(facts.key, facts.generation, action.target, self.clock())
 
     def arrived_on_host(self, facts: Facts) -> None:
-        """A copy on the host is complete and verified: say so in the stamp table, then to the planner. Under the lock."""
+        """A copy on the host is complete and verified: say so in the stamp table, then to the planner. Locked."""
         entry = self.planner.entry(facts.key)
         if entry is not None and entry.facts.generation == facts.generation and entry.host is not None:
             self.host.mark(entry.host.slots, whole_word(entry.host.stamp))

@@ -11,6 +11,8 @@ from kvstore.core.keys import BlockKey, Tier
 from kvstore.store.kept import Kept
 from kvstore.store.mover import Described, Written
 
+MAX_FLOWS = 4096  # loaded by layers and remembered; the oldest have ended long ago
+
 log = logging.getLogger("kvstore.store")
 
 
@@ -63,6 +65,15 @@ class MoverReports:
                     self._kept.troubles.pop(Tier.DISK, None)
             elif nbytes:
                 self._kept.rates.note_read(Tier.DISK, nbytes, seconds)
+            self._kept.changed.notify_all()
+
+    def layered(self, flow: int, layers: int) -> None:
+        """So many leading layers of all copies of a flow are verified in their slots."""
+        with self._kept.changed:
+            self._kept.layers.pop(flow, None)
+            self._kept.layers[flow] = layers
+            if len(self._kept.layers) > MAX_FLOWS:
+                del self._kept.layers[next(iter(self._kept.layers))]
             self._kept.changed.notify_all()
 
     def lost(self, facts: Facts, tier: Tier, why: str) -> None:

@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from kvstore.core.errors import TierFault
+from kvstore.core.errors import InvalidInput, TierFault
 from kvstore.core.keys import PAGE_BYTES, BlockKey, Chain, Tier
 from kvstore.core.layout import ModelLayout
 from kvstore.core.lease import Pin
@@ -26,6 +26,7 @@ from kvstore.core.settings import Settings, segment_pages
 from kvstore.core.space import region_pages
 from kvstore.store.figures import figures
 from kvstore.store.kept import Kept
+from kvstore.store.locating import LocatedObjects, Locating
 from kvstore.store.mover import Mover
 from kvstore.store.namespaces import Namespaces
 from kvstore.store.objects import OpenedNamespace, OpenObject, Reservation, StoreStatus
@@ -33,9 +34,10 @@ from kvstore.store.reader import Reader
 from kvstore.store.recovery import check_secret, restore
 from kvstore.store.reports import MoverReports
 from kvstore.store.settings import StoreConfig
+from kvstore.store.staged import StagedObject, StagedOutcome, StagedPuts
 from kvstore.store.uploads import Uploads
 from kvstore.tiers.disk import DiskTier
-from kvstore.tiers.host import HostTier
+from kvstore.tiers.host import HostTier, region_file_bytes
 
 log = logging.getLogger("kvstore.store")
 
@@ -50,6 +52,8 @@ class Store:
         self._names = Namespaces(kept)
         self._reader = Reader(kept, self._reports)
         self._uploads = Uploads(kept)
+        self._staged = StagedPuts(self._uploads)
+        self._locating = Locating(kept)
         self._persisted_at = kept.clock()
         kept.mover = Mover(kept.host, kept.disk, self._reports, kept.config.codec, kept.config.promote_threads)
 
@@ -103,11 +107,12 @@ class Store:
         owner: bytes,
         can_replay: bool,
         worker_flops: float | None,
+        layers: bool = False,
     ) -> Match:
-        """Match, lease, and start promoting what is cold."""
+        """Match, lease, and start promoting what is cold; with `layers` layer by layer."""
         with self._kept.lock:
             self._kept.check_namespace(namespace_id)
-            request = self._request(chain, prompt_tokens, hints, can_replay, worker_flops)
+            request = self._request(chain, prompt_tokens, hints, can_replay, worker_flops, layers)
             match, actions = self._kept.planner.lookup(namespace_id, request, owner, self._kept.clock())
             self._kept.run(actions)
             self._kept.counters["lookups"] += 1
@@ -124,6 +129,36 @@ class Store:
         """
         return self._reader.open_all(keys, deadline)
 
+    def hot_objects(self, lease: int) -> LocatedObjects:
+        """Descriptors of what a lease holds on the host now: rows of its plan from block 0, states."""
+        return self._locating.hot(lease)
+
+    def locate(
+        self, lease: int, first_block: int, min_blocks: int, seen_layers: int | None, deadline: float
+    ) -> LocatedObjects:
+        """Descriptors of what comes to the host for a lease; see `Locating.wait`. `deadline` is on `time.monotonic`."""
+        return self._locating.wait(lease, first_block, min_blocks, seen_layers, deadline)
+
+    def release_owner(self, owner: bytes) -> int:
+        """End all leases of a worker that is gone; how many there were."""
+        with self._kept.lock:
+            return self._kept.planner.release_owner(owner)
+
+    def region_of(self, number: int) -> tuple[int, int]:
+        """Descriptor of a populated host region's sealed file, which stays the store's, and its length."""
+        if not 0 <= number < self._kept.host.populated:
+            raise InvalidInput(f"host region {number} does not exist: {self._kept.host.populated} are there")
+        return self._kept.host.region_fd(number), region_file_bytes(self._kept.host.region_pages)
+
+    @property
+    def region_pages(self) -> int:
+        """Pages of 4,096 bytes in a host region, without its stamp table."""
+        return self._kept.host.region_pages
+
+    @property
+    def region_count(self) -> int:
+        return self._kept.host.region_count
+
     def release(self, leases: Sequence[int]) -> int:
         """End leases; how many were not over yet."""
         with self._kept.lock:
@@ -133,7 +168,7 @@ class Store:
         """Promote what a lookup would need: objects and bytes that are now under way."""
         with self._kept.lock:
             self._kept.check_namespace(namespace_id)
-            request = self._request(chain, prompt_tokens, Hints(), False, None)
+            request = self._request(chain, prompt_tokens, Hints(), False, None, False)
             objects, nbytes, actions = self._kept.planner.prefetch(namespace_id, request, self._kept.clock())
             self._kept.run(actions)
         return objects, nbytes
@@ -162,6 +197,18 @@ class Store:
     def abandon_object(self, reservation: int, index: int) -> None:
         """The upload of a begun object ended before its last byte."""
         self._uploads.abandon_object(reservation, index)
+
+    def put_staged(
+        self,
+        namespace_id: bytes,
+        chain: Chain,
+        objects: Sequence[StagedObject],
+        lineage: bytes,
+        owner: bytes,
+        hints: Hints,
+    ) -> StagedOutcome:
+        """Objects whose bytes lie in a worker's staging region: reserve, copy, check the copies, publish."""
+        return self._staged.put(namespace_id, chain, objects, lineage, owner, hints)
 
     def commit(self, reservation: int, durable: bool, deadline: float) -> list[Durability]:
         """End a reservation. With `durable`, wait until what it stored is synced, or cannot be, or the deadline."""
@@ -263,9 +310,15 @@ class Store:
         self._kept.mover.start()
 
     def _request(
-        self, chain: Chain, prompt_tokens: int, hints: Hints, can_replay: bool, worker_flops: float | None
+        self,
+        chain: Chain,
+        prompt_tokens: int,
+        hints: Hints,
+        can_replay: bool,
+        worker_flops: float | None,
+        layers: bool,
     ) -> Request:
-        return Request(chain, prompt_tokens, hints, can_replay, Speeds(self._kept.rates.read, worker_flops))
+        return Request(chain, prompt_tokens, hints, can_replay, Speeds(self._kept.rates.read, worker_flops), layers)
 
     def _persist_recency(self) -> None:
         with self._kept.lock:
