@@ -63,7 +63,11 @@ class StagedPuts:
                 break
             # what has just been stored must be there before it can leave the host for the rest
             self._uploads.commit(reservation.id, durable=False, deadline=0.0)
-        return StagedOutcome(reservation.id, reservation.statuses, tuple(outcomes), contents)
+        statuses = [
+            status if outcome is None else ReserveStatus.WANTED  # it exists since we stored it a round ago
+            for status, outcome in zip(reservation.statuses, outcomes, strict=True)
+        ]
+        return StagedOutcome(reservation.id, tuple(statuses), tuple(outcomes), contents)
 
     def _copy(self, reservation: int, index: int, source: memoryview) -> PutStatus:
         pieces = self._uploads.begin_object(reservation, index)
