@@ -188,8 +188,9 @@ class Node:
         self.states = (*self.states, entry)
 
     def remove_state(self, entry: Entry) -> None:
+        had = bool(self.states)
         self.states = tuple(state for state in self.states if state is not entry)
-        self.span.stateful -= not self.states
+        self.span.stateful -= had and not self.states
 
     def children(self) -> tuple[Node, ...]:
         if self._children is None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
-from kvstore.core.index import CopyStatus, Namespace, Node
+from kvstore.core.index import SPAN_BLOCKS, CopyStatus, Namespace, Node, Span
 from kvstore.core.keys import Tier
 from kvstore.core.lease import Leases
 from kvstore.core.room import Room
@@ -18,6 +19,7 @@ def check(room: Room, leases: Leases, namespaces: Iterable[Namespace]) -> None:
     for namespace in namespaces:
         for node in namespace.nodes.values():
             _check_node(node)
+        _check_spans(namespace)
 
 
 def _check_entries(room: Room, leases: Leases) -> None:
@@ -59,3 +61,15 @@ def _check_node(node: Node) -> None:
         rows_below = [child.rows for child in node.children() if child.rows is not None]
         below = [entry for entry in (*rows_below, *node.states) if entry.held(tier) is not None]
         assert node.below(tier) == len(below), (node.block, tier)
+
+
+def _check_spans(namespace: Namespace) -> None:
+    counted: Counter[Span] = Counter()
+    for node in (namespace.root, *namespace.nodes.values()):
+        if node.parent is None or node.block % SPAN_BLOCKS == 0:
+            assert node.span.above is node.parent, node.block
+        else:
+            assert node.span is node.parent.span, node.block
+        counted[node.span] += bool(node.states)
+    for span, stateful in counted.items():
+        assert span.stateful == stateful, (span.above and span.above.block, span.stateful, stateful)

@@ -26,7 +26,7 @@ class Lifetimes:
         if entry.is_rows:
             entry.node.rows = entry
         else:
-            entry.node.states = (*entry.node.states, entry)
+            entry.node.add_state(entry)
         if entry.facts.ttl_seconds is not None:
             self._push(entry.last_used + entry.facts.ttl_seconds, entry)
 

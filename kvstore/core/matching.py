@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from kvstore.core.climb import ancestor, hot_above, with_states
 from kvstore.core.cost import CostModel, load_seconds
 from kvstore.core.index import Entry, Namespace, Node
 from kvstore.core.keys import Chain, Tier
@@ -66,7 +67,7 @@ def find(namespace: Namespace, request: Request, placement: Placement, cost: Cos
     if parent is None or parent.block != chain.first_block - 1 or not parent.readable:
         return Found(_empty(layout.canonical, MissReason.PARENT_UNKNOWN, Snapshots()), None, None, None, ())
     rows = deepest(namespace, parent, chain, is_hot=False)
-    hot = deepest(namespace, parent, chain, is_hot=True) if parent.hot else _hot_above(parent)
+    hot = deepest(namespace, parent, chain, is_hot=True) if parent.hot else hot_above(parent)
     limit = min(rows.end_tokens, request.prompt_tokens - 1)
     limit -= limit % layout.resume_alignment
     prices = _Prices(namespace, hot.end_tokens, request, cost)
@@ -78,7 +79,7 @@ def find(namespace: Namespace, request: Request, placement: Placement, cost: Cos
     if window is not None and limit - window > best_tokens:  # it would compute less than the best resume point does
         replay = prices.replay(limit, window)
     plan, is_cut = _choose(points, replay, prices.cold())
-    node = _ancestor(rows, plan.tokens // layout.block_tokens - 1)
+    node = ancestor(rows, plan.tokens // layout.block_tokens - 1)
     states: tuple[Entry, ...] = ()
     if plan.kind is PlanKind.RESUME:
         states = tuple(state for state in node.states if _is_offered(state))
@@ -155,17 +156,18 @@ def _resume_points(namespace: Namespace, rows: Node, limit: int) -> list[tuple[N
     layout, points = namespace.layout, list[tuple[Node, Entry | None]]()
     group = layout.state_group
     step = layout.resume_alignment // layout.block_tokens
-    node = _ancestor(rows, limit // layout.block_tokens - 1)
-    while node.parent is not None and len(points) < MAX_RESUME_POINTS:
-        # most blocks have no state, and a chain has thousands of blocks: the cheap question first
-        if (group is None or node.states) and (node.block + 1) % step == 0:
-            if group is None:
-                points.append((node, None))
-            else:
-                state = node.state(group)
-                if state is not None and _is_offered(state):
-                    points.append((node, state))
-        node = node.parent
+    node = ancestor(rows, limit // layout.block_tokens - 1)
+    if group is None:
+        while node.parent is not None and len(points) < MAX_RESUME_POINTS:
+            points.append((node, None))
+            node = ancestor(node, max(node.block - step, -1))
+        return points
+    for found in with_states(node):
+        state = found.state(group) if (found.block + 1) % step == 0 else None
+        if state is not None and _is_offered(state):
+            points.append((found, state))
+            if len(points) == MAX_RESUME_POINTS:
+                break
     return points
 
 
@@ -209,21 +211,6 @@ def _reason(alignment: int, prompt_tokens: int, limit: int, plan: Plan, is_cut: 
 def _empty(canonical: bool, reason: MissReason, snapshots: Snapshots) -> Match:
     plan = Plan(PlanKind.COLD, 0, 0, 0, None, 0.0, None)
     return Match(0, (), None, plan, snapshots, canonical, reason, None, bytes(16))
-
-
-def _ancestor(node: Node, block: int) -> Node:
-    """The node of block number `block` on the way from `node` to the root; the root for -1."""
-    while node.block > block:
-        assert node.parent is not None
-        node = node.parent
-    return node
-
-
-def _hot_above(node: Node) -> Node:
-    while not node.hot:
-        assert node.parent is not None
-        node = node.parent
-    return node
 
 
 def _coldest(by_tier: dict[Tier, int]) -> Tier:

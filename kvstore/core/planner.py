@@ -19,6 +19,7 @@ from dataclasses import replace
 
 from kvstore.core import invariants
 from kvstore.core.actions import Action, Copy
+from kvstore.core.climb import with_states
 from kvstore.core.copies import Copies
 from kvstore.core.cost import CostModel
 from kvstore.core.index import CopyStatus, Entry, Facts, Held, Namespace, Node
@@ -266,9 +267,7 @@ class Planner:
         if node.rows is None:
             return None
         anchors = [node.rows]
-        above: Node | None = node
-        while above is not None and not above.states:
-            above = above.parent
+        above = next(with_states(node), None)
         if above is not None and above.rows is not None:
             anchors += [*above.states, above.rows]
         nbytes = (node.block + 1) * namespace.layout.rows.nbytes

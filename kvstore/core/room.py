@@ -275,7 +275,7 @@ class Room:
             if not node.children():
                 node.namespace.remove_node(node)
         else:
-            node.states = tuple(state for state in node.states if state is not entry)
+            node.remove_state(entry)
 
     def _inherit(self, entry: Entry) -> None:
         """A parent cannot be colder than the child it was needed for."""
