@@ -74,6 +74,8 @@ class Daemon:
         handlers: dict[str, dict[str, Handler]] = {KVSTORE_SERVICE: {}, ADMIN_SERVICE: {}}
         for method in METHODS:
             service = workers if method.service == KVSTORE_SERVICE else operators
+            if not hasattr(service, method.name.lower()):
+                continue  # handoffs land next
             handlers[method.service][method.name] = self._handler(method, service)
         self._server.add_generic_rpc_handlers(
             tuple(grpc.method_handlers_generic_handler(name, methods) for name, methods in handlers.items())
