@@ -33,6 +33,10 @@ class Daemon:
         self.address = address
         self._process, self._log = process, log
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def status(self) -> admin_pb2.StatusResponse:
         if self._process.poll() is not None:
             raise DaemonStopped(" / ".join(self._log.read_text().splitlines()[-3:]))
