@@ -10,6 +10,7 @@ machine's memory (host) or of the filesystem (disk).
 
     [host]
     bytes = "4GiB"
+    handoff_bytes = "256MiB"                     # for handoffs, beside it; default: 1/16 of it, at least 64MiB
 
     [disk]
     folder = "/var/lib/kvstore/segments"         # without it there is no disk tier
@@ -46,12 +47,17 @@ from kvstore.core.sizes import parse_size
 
 DEFAULT_LISTEN = "unix:/run/kvstore/kvstore.sock"
 MIN_HOST_BYTES = 8 << 20  # below this not even one state of a large model and the rows under it fit
+HANDOFF_SHARE = 16  # of the host tier's bytes one part is for handoffs ...
+MIN_HANDOFF_BYTES = 64 << 20  # ... and at least four of V4-Flash's at any length, its rows left in the store
 _Parsed = TypeVar("_Parsed")
 
 
 @dataclass(frozen=True, slots=True)
 class HostConfig:
+    """Host memory. Handoffs have their own, taken from the machine only when there are some; 0: none are taken."""
+
     bytes: int
+    handoff_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +141,9 @@ def _read(settings: _Settings) -> Config:
     listen = settings.text("listen", DEFAULT_LISTEN)
     secret = settings.path("secret_file")
     drain_seconds = settings.number("drain_seconds", 10.0, 0.0, 600.0)
-    host = HostConfig(settings.size("host.bytes", "1GiB", memory_bytes))
+    host_bytes = settings.size("host.bytes", "1GiB", memory_bytes)
+    handoffs = str(max(MIN_HANDOFF_BYTES, host_bytes // HANDOFF_SHARE))
+    host = HostConfig(host_bytes, settings.size("host.handoff_bytes", handoffs, memory_bytes))
     folder = settings.path("disk.folder")
     disk_bytes = settings.size("disk.bytes", "10%", lambda: filesystem_bytes(folder or Path("/")))
     codec = settings.choice("disk.codec", "raw", ("raw", "zstd"))
@@ -159,6 +167,11 @@ def _read(settings: _Settings) -> Config:
     if host.bytes > memory_bytes():
         raise ConfigError(
             f"{settings.named('host.bytes')} is {host.bytes} bytes, this machine has {memory_bytes()}: give it less"
+        )
+    if settings.was_given("host.handoff_bytes") and host.bytes + host.handoff_bytes > memory_bytes():
+        raise ConfigError(
+            f"{settings.named('host.handoff_bytes')} is {host.handoff_bytes} bytes beside host.bytes={host.bytes}, "
+            f"this machine has {memory_bytes()}: give them less"
         )
     if limits.call_seconds > limits.max_call_seconds:
         raise ConfigError(

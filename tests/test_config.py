@@ -19,6 +19,7 @@ drain_seconds = 3
 
 [host]
 bytes = "64MiB"
+handoff_bytes = "5MiB"
 
 [disk]
 folder = "/data/segments"
@@ -59,6 +60,7 @@ def test_every_key_is_read(tmp_path):
     assert config.secret_file == Path("/etc/kv/secret")
     assert config.drain_seconds == 3.0
     assert config.host.bytes == 64 << 20
+    assert config.host.handoff_bytes == 5 << 20
     assert config.disk is not None
     assert (config.disk.folder, config.disk.bytes) == (Path("/data/segments"), 2 << 30)
     assert config.disk.codec == "zstd"
@@ -88,6 +90,19 @@ def test_percents_are_of_memory_and_of_the_filesystem(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("host", "handoffs"),
+    [
+        ('bytes = "8MiB"', 64 << 20),
+        ('bytes = "2GiB"', 128 << 20),
+        ('bytes = "2GiB"\nhandoff_bytes = 0', 0),
+        ('bytes = "2GiB"\nhandoff_bytes = "1MiB"', 1 << 20),
+    ],
+)
+def test_handoffs_have_a_sixteenth_of_the_host_but_at_least_64_mib(tmp_path, host, handoffs):
+    assert _load(tmp_path, f"[host]\n{host}").host.handoff_bytes == handoffs
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         ('[host]\nbites = "1GiB"', r"host\.bites in .*kvstore\.toml is an unknown key: did you mean host\.bytes\?"),
@@ -106,6 +121,8 @@ def test_percents_are_of_memory_and_of_the_filesystem(tmp_path):
         ('[host]\nbytes = "101%"', "101% is more than there is"),
         ('[host]\nbytes = "1MiB"', "give it at least 8MiB"),
         ('[host]\nbytes = "900TiB"', "this machine has .*: give it less"),
+        ('[host]\nhandoff_bytes = "900TiB"', r"host\.handoff_bytes in .* beside host.bytes=.*: give them less"),
+        ("[host]\nhandoff_bytes = -1", "-1 is negative"),
         ('[disk]\nbytes = "1GiB"', "set without a folder: name one with disk.folder"),
         ('[disk]\nfolder = "/x"\nbytes = 0', "give the disk a size, or leave disk.folder out"),
         ('[disk]\nfolder = "/x"\nbytes = "900000TiB"', "the filesystem of /x has .*: give it less"),

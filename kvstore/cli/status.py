@@ -67,6 +67,8 @@ def status_facts(status: pb.StatusResponse) -> dict[str, object]:
         "leases": status.leases,
         "pins": status.pins,
         "queued_copies": status.queued_copies,
+        "handoffs": status.handoffs,
+        "handoff_bytes": status.handoff_bytes,
         "counters": dict(sorted(status.counters.items())),
     }
 
@@ -94,6 +96,8 @@ def _print(console: Console, address: str, status: pb.StatusResponse) -> None:
             spaces.add_row(space.model, space.revision, space.numerics, str(space.rows), str(space.states), host)
         console.print(spaces)
     console.print(f"{status.leases} leases, {status.pins} pins, {status.queued_copies} copies queued", highlight=False)
+    if status.handoff_bytes:
+        console.print(f"{status.handoffs} handoffs in {format_size(status.handoff_bytes)}", highlight=False)
     told = {name: count for name, count in sorted(status.counters.items()) if count}
     if told:
         counters = Table("counter", "since start")

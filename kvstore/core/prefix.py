@@ -1,4 +1,4 @@
-"""Chained prefix hashes: the identity of blocks.
+"""Chained prefix hashes: the identity of blocks, and of the sequences that end inside one.
 
 SHA-256 over the parent's hash, the block's token ids as little-endian int32, then the tagged extras of that
 block. The root is made by the daemon from its secret, so tenants cannot probe each other. Identity is never
@@ -77,6 +77,29 @@ def hash_blocks(
         parent = block.digest()
         hashes.append(parent)
     return b"".join(hashes)
+
+
+def handoff_key(parent: bytes, rest: bytes | memoryview, block_tokens: int, extras: Sequence[Extra] = ()) -> bytes:
+    """Name of the exact sequence of tokens that a handoff stands at, 32 bytes; never the name of a block.
+
+    `parent` is the hash of the last whole block, the root before there is one; `rest` the tokens behind it, fewer than
+    a block, little-endian int32; `extras` those of the block that they begin.
+
+    >>> len(handoff_key(bytes(32), bytes(4 * 5), 128))
+    32
+    """
+    if len(parent) != 32:
+        raise InvalidInput(f"a parent hash has 32 bytes, not {len(parent)}")
+    view = memoryview(rest).cast("B")
+    if len(view) % TOKEN_BYTES or len(view) >= block_tokens * TOKEN_BYTES:
+        raise InvalidInput(f"{len(view)} bytes are not int32 tokens of a part of a block of {block_tokens}")
+    # the length comes first, so that the framed extras cannot be taken for tokens
+    name = hashlib.sha256(b"kvhand1" + struct.pack("<II", block_tokens, len(view) // TOKEN_BYTES))
+    name.update(parent)
+    name.update(view)
+    for tag, value in extras:
+        name.update(_framed(tag.encode()) + _framed(value))
+    return name.digest()
 
 
 def _framed(body: bytes) -> bytes:

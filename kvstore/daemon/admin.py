@@ -35,6 +35,8 @@ class AdminService:
             pins=state.pins,
             queued_copies=state.queued_copies,
             counters={**state.counters, **self._calls.counters},
+            handoffs=state.handoffs,
+            handoff_bytes=state.handoff_bytes,
         )
 
 

@@ -31,6 +31,7 @@ def open_store(config: Config) -> Store:
     return Store.open(
         StoreConfig(
             host_bytes=config.host.bytes,
+            handoff_bytes=config.host.handoff_bytes,
             secret=load_secret(config.secret_file, folder),
             disk=folder,
             disk_bytes=config.disk.bytes if config.disk is not None else 0,

@@ -34,6 +34,8 @@ def figures(kept: Kept) -> StoreStatus:
             pins=kept.planner.leases.pin_count,
             queued_copies=kept.mover.pending,
             counters=counters,
+            handoffs=kept.handoffs.count,
+            handoff_bytes=kept.handoffs.used_bytes,
         )
 
 

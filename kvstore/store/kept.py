@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from kvstore.core.actions import Action, Copy, Drop
 from kvstore.core.descriptor import EMPTY, whole_word
 from kvstore.core.errors import InvalidInput
+from kvstore.core.handoff import Handoffs
 from kvstore.core.index import Facts
 from kvstore.core.keys import PAGE_BYTES, BlockKey, Tier
 from kvstore.core.planner import Planner
@@ -58,6 +59,7 @@ class Kept:
             ),
             first_generation=disk.recovered.next_generation if disk is not None else 1,
         )
+        self.handoffs = Handoffs(config.handoff_bytes)
         self.counters: Counter[str] = Counter()
         self.rates = Rates()
         self.troubles: dict[Tier, str] = {}

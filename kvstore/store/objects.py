@@ -104,3 +104,5 @@ class StoreStatus(NamedTuple):
     pins: int
     queued_copies: int
     counters: Mapping[str, int]
+    handoffs: int
+    handoff_bytes: int  # their room, those that are being sent or filled included

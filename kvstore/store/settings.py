@@ -24,6 +24,7 @@ class StoreConfig:
     placement: Placement = DEFAULT_PLACEMENT
     codec: Codec = Codec.RAW  # of frames on disk
     lease_seconds: float = 30.0
+    handoff_bytes: int = 64 << 20  # beside `host_bytes`, taken from the machine when used
     reservation_seconds: float = 60.0  # an upload that does not end by then is given up
     promote_threads: int = 2
     persist_seconds: float = 30.0  # how often recency goes to the manifest

@@ -5,7 +5,7 @@ what reads or writes bytes happens outside, on slots that the planner promised n
 Time is `clock()` for decisions and `wall()` for what is written down.
 
 Its parts share one `Kept` (the lock and what it guards): `namespaces`, `reader` (GET's bytes), `uploads` (PUT's),
-`reports` (what the movers say), `figures` (what operators see).
+`handoffs`, `reports` (what the movers say), `figures` (what operators see).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from kvstore.core.reserve import Durability, ObjectSpec, PutStatus
 from kvstore.core.settings import Settings, segment_pages
 from kvstore.core.space import region_pages
 from kvstore.store.figures import figures
+from kvstore.store.handoffs import HandoffKeeper
 from kvstore.store.kept import Kept
 from kvstore.store.locating import LocatedObjects, Locating
 from kvstore.store.mover import Mover
@@ -52,6 +53,7 @@ class Store:
         self._names = Namespaces(kept)
         self._reader = Reader(kept, self._reports)
         self._uploads = Uploads(kept)
+        self.handoffs = HandoffKeeper(kept)
         self._staged = StagedPuts(self._uploads)
         self._locating = Locating(kept)
         self._persisted_at = kept.clock()
@@ -252,6 +254,7 @@ class Store:
         with self._kept.changed:
             now = self._kept.clock()
             self._uploads.expire(now)
+            self.handoffs.expire(now)
             self._kept.run(self._kept.planner.tick(now))
             self._reports.try_a_shut_segment()
             self._kept.changed.notify_all()

@@ -20,7 +20,8 @@ IDLE_BYTES = 64 << 20  # kept for reuse at most; what is in use is bounded by wh
 class Buffers:
     """Idle buffers of a tier. Not bounded: callers bound how many they hold at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, idle_buffers: int = IDLE_BUFFERS) -> None:
+        self._idle_buffers = idle_buffers
         self._idle: deque[mmap.mmap] = deque()
 
     def take(self, nbytes: int) -> memoryview:
@@ -44,7 +45,7 @@ class Buffers:
 
     def _give_back(self, memory: mmap.mmap) -> None:
         self._idle.append(memory)
-        while len(self._idle) > IDLE_BUFFERS or sum(map(len, list(self._idle))) > IDLE_BYTES:
+        while len(self._idle) > self._idle_buffers or sum(map(len, list(self._idle))) > IDLE_BYTES:
             try:
                 self._idle.popleft()
             except IndexError:

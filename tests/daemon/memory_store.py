@@ -157,7 +157,10 @@ class MemoryStore:
             SimpleNamespace(id=space.id, layout=space.layout, rows=len(self.objects), states=0, host_bytes=0)
             for space in self.namespaces.values()
         ]
-        return SimpleNamespace(tiers=[tier], namespaces=spaces, leases=1, pins=2, queued_copies=3, counters={"hits": 4})
+        return SimpleNamespace(
+            tiers=[tier], namespaces=spaces, leases=1, pins=2, queued_copies=3, counters={"hits": 4},
+            handoffs=5, handoff_bytes=6,
+        )  # fmt: skip
 
     def tick(self):
         self.ticks += 1
