@@ -2,8 +2,8 @@
 
     python bench/production.py [--json] [--quick] [--rate 40] [--engines 3]
 
-40 turns a second in all, each on a prompt of about 100,000 tokens (782 blocks) of which about 95 % are stored; each turn
-looks up, fetches and puts what is new. Sections are those of V4-Flash at 1/64 of their size, so that memory holds
+40 turns a second in all, each on a prompt of about 100,000 tokens (782 blocks) of which about 95 % are stored; each
+turn looks up, fetches and puts what is new. Sections are those of V4-Flash at 1/64 of their size, so that memory holds
 them and the two cores are the store's and not memcpy's; the number of blocks, hashes and descriptors is the real one.
 Turns start at Poisson times drawn beforehand. Reported beside the latencies: how much of one core the daemon's process
 used (its interpreter's share is at most that) and how much of the time its one lock was held.
@@ -63,7 +63,7 @@ def report(bench: Bench, answers: list[dict[str, list[float]]], before: Usage, a
         return sorted(value for answer in answers for value in answer[name])
 
     turns, wall = len(joined("lookup")), after.at - before.at
-    most, equals = Against.VALUE_AT_MOST, None
+    most = Against.VALUE_AT_MOST
     bench.row("turns a second, started", turns / wall, "1/s", runs=turns)
     bench.row("prompt tokens found", 100 * statistics.mean(joined("reuse")), "%", runs=turns)
     for name, what in (
@@ -77,7 +77,7 @@ def report(bench: Bench, answers: list[dict[str, list[float]]], before: Usage, a
     calls = joined("calls")
     bench.row("blocking calls before the first token, p99", calls[len(calls) * 99 // 100], "calls",
               target=BLOCKING_CALLS, against=most, runs=turns)  # fmt: skip
-    bench.row("daemon's processor time", 100 * (after.cpu - before.cpu) / wall, "% of a core", against=equals, runs=1)
+    bench.row("daemon's processor time", 100 * (after.cpu - before.cpu) / wall, "% of a core", runs=1)
     bench.row("store's lock held", 100 * (after.held - before.held) / wall, "% of the time", runs=1)
     bench.row("store's lock waited for", 100 * (after.waited - before.waited) / wall, "% of the time", runs=1)
     bench.row("longest hold of the lock", 1e3 * after.longest, "ms", runs=1)
