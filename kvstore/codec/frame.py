@@ -109,31 +109,30 @@ def decode_frame(
     after an error. Bytes behind the frame's end are ignored. CorruptFrame says what does not fit.
     """
     header, extent = unpack_header(frame)
-    if header.key != expect_key:
-        raise CorruptFrame(f"expected object {_short(expect_key.prefix)}, found {_short(header.prefix)}")
-    if expect_generation is not None and header.generation != expect_generation:
-        raise CorruptFrame(f"expected generation {expect_generation}, found {header.generation}")
+    check_name(header, expect_key, expect_generation)
     if into is not None and sum(piece.nbytes for piece in into) != header.raw_bytes:
         raise CorruptFrame(f"the frame holds {header.raw_bytes} bytes, which is not what its object should have")
-    table = _checked_table(frame, header, extent)
-    payload = frame[extent.payload_offset : extent.payload_offset + extent.stored_bytes]
-    stored = _verified_sections(payload, table)
-    if into is None and table.is_raw:
-        into = [payload]
-    else:
-        into = [memoryview(bytearray(header.raw_bytes))] if into is None else into
-        codecs = map(Codec, table.codecs)
-        decoded = [payload] if table.is_raw else map(lossless.decode, codecs, stored, table.raw_sizes)
-        _copy(decoded, into)
-    # over the destination, so that the copy is covered too
+    payload = _payload(frame, extent)
+    table = checked_table(frame, header, extent)
+    if into is None:
+        into = [payload if table.is_raw else memoryview(bytearray(header.raw_bytes))]
+    if not table.is_raw:
+        _copy(map(lossless.decode, map(Codec, table.codecs), _verified_sections(payload, table), table.raw_sizes), into)
+    elif into[0] is not payload:
+        _copy([payload], into)
+    # Over the destination, so that the copy is covered too. Of raw sections it covers every byte: their own checksums
+    # are for who reads a part, and would cost a second pass here.
     if content_checksum(into) != header.content:
+        _verified_sections(payload, table)  # says which section it was, if it was one
         raise CorruptFrame(f"object {_short(header.prefix)} fails its content checksum")
     return DecodedFrame(header, into)
 
 
 def read_sections(frame: memoryview) -> list[SectionRecord]:
     """The section table of a frame, verified; for tools that show it. CorruptFrame."""
-    return _checked_table(frame, *unpack_header(frame)).records()
+    header, extent = unpack_header(frame)
+    _payload(frame, extent)
+    return checked_table(frame, header, extent).records()
 
 
 def max_frame_bytes(sections: Sequence[Section]) -> int:
@@ -164,10 +163,16 @@ def _payload_offset(table_bytes: int, raw_bytes: int) -> int:
     return -(-(HEADER_BYTES + table_bytes) // alignment) * alignment
 
 
-def _checked_table(frame: memoryview, header: FrameHeader, extent: Extent) -> Table:
-    end = extent.payload_offset + extent.stored_bytes
-    if len(frame) < end:
-        raise CorruptFrame(f"the frame has {end} bytes, only {len(frame)} are here")
+def check_name(header: FrameHeader, expect_key: BlockKey, expect_generation: int | None) -> None:
+    """That this is the header of the expected object. CorruptFrame."""
+    if header.key != expect_key:
+        raise CorruptFrame(f"expected object {_short(expect_key.prefix)}, found {_short(header.prefix)}")
+    if expect_generation is not None and header.generation != expect_generation:
+        raise CorruptFrame(f"expected generation {expect_generation}, found {header.generation}")
+
+
+def checked_table(frame: memoryview, header: FrameHeader, extent: Extent) -> Table:
+    """The section table of a frame whose header is verified. `frame` reaches to its payload at least. CorruptFrame."""
     table_and_padding = frame[HEADER_BYTES : extent.payload_offset]
     if xxhash.xxh3_128_digest(table_and_padding) != extent.table_checksum:
         raise CorruptFrame(f"the section table of {_short(header.prefix)} fails its checksum")
@@ -175,6 +180,13 @@ def _checked_table(frame: memoryview, header: FrameHeader, extent: Extent) -> Ta
     if sum(table.raw_sizes) != header.raw_bytes or sum(table.stored_sizes) != extent.stored_bytes:
         raise CorruptFrame(f"the sections of {_short(header.prefix)} do not add up")
     return table
+
+
+def _payload(frame: memoryview, extent: Extent) -> memoryview:
+    end = extent.payload_offset + extent.stored_bytes
+    if len(frame) < end:
+        raise CorruptFrame(f"the frame has {end} bytes, only {len(frame)} are here")
+    return frame[extent.payload_offset : end]
 
 
 def _verified_sections(payload: memoryview, table: Table) -> list[memoryview]:
