@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import grpc
+from google.protobuf.message import Message
 
 from kvstore.client.settings import Timeouts
 from kvstore.rpc.generated import kvstore_pb2 as pb
@@ -15,6 +17,8 @@ _AS_IT_IS = cast(Callable[[Any], Any], None)  # gRPC's word for "pass the bytes 
 
 Request = TypeVar("Request", contravariant=True)
 Response = TypeVar("Response", covariant=True)
+Sent = TypeVar("Sent", bound=Message)
+Received = TypeVar("Received", bound=Message)
 
 
 class Unary(Protocol[Request, Response]):
@@ -23,33 +27,39 @@ class Unary(Protocol[Request, Response]):
     def __call__(self, request: Request, /, *, timeout: float) -> Response: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Method(Generic[Sent, Received]):
+    """A unary method of service KVStore. Called, it goes over gRPC; by its name it may go over a lane."""
+
+    name: str
+    response: type[Received]
+    over_grpc: Unary[Sent, Received]
+
+    def __call__(self, request: Sent, /, *, timeout: float) -> Received:
+        return self.over_grpc(request, timeout=timeout)
+
+
 class Calls:
     """The calls of service KVStore. Fetch and Put carry frames whose bytes are not copied into messages."""
 
     def __init__(self, channel: grpc.Channel) -> None:
-        def unary(name: str, request: type[Any], response: type[Any]) -> Any:
-            return channel.unary_unary(
+        def unary(name: str, request: type[Sent], response: type[Received]) -> Method[Sent, Received]:
+            over_grpc: Any = channel.unary_unary(
                 _path(name), request_serializer=request.SerializeToString, response_deserializer=response.FromString
             )
+            return Method(name, response, over_grpc)
 
-        self.hello: Unary[pb.HelloRequest, pb.HelloResponse] = unary("Hello", pb.HelloRequest, pb.HelloResponse)
-        self.lookup: Unary[pb.LookupRequest, pb.LookupResponse] = unary("Lookup", pb.LookupRequest, pb.LookupResponse)
-        self.reserve: Unary[pb.ReserveRequest, pb.ReserveResponse] = unary(
-            "Reserve", pb.ReserveRequest, pb.ReserveResponse
-        )
-        self.commit: Unary[pb.CommitRequest, pb.CommitResponse] = unary("Commit", pb.CommitRequest, pb.CommitResponse)
-        self.release: Unary[pb.ReleaseRequest, pb.ReleaseResponse] = unary(
-            "Release", pb.ReleaseRequest, pb.ReleaseResponse
-        )
-        self.report: Unary[pb.ReportRequest, pb.ReportResponse] = unary("Report", pb.ReportRequest, pb.ReportResponse)
-        self.session: Unary[pb.SessionRequest, pb.SessionResponse] = unary(
-            "Session", pb.SessionRequest, pb.SessionResponse
-        )
-        self.prefetch: Unary[pb.PrefetchRequest, pb.PrefetchResponse] = unary(
-            "Prefetch", pb.PrefetchRequest, pb.PrefetchResponse
-        )
-        self.pin: Unary[pb.PinRequest, pb.PinResponse] = unary("Pin", pb.PinRequest, pb.PinResponse)
-        self.unpin: Unary[pb.UnpinRequest, pb.UnpinResponse] = unary("Unpin", pb.UnpinRequest, pb.UnpinResponse)
+        self.hello = unary("Hello", pb.HelloRequest, pb.HelloResponse)
+        self.lookup = unary("Lookup", pb.LookupRequest, pb.LookupResponse)
+        self.locate = unary("Locate", pb.LocateRequest, pb.LocateResponse)
+        self.reserve = unary("Reserve", pb.ReserveRequest, pb.ReserveResponse)
+        self.commit = unary("Commit", pb.CommitRequest, pb.CommitResponse)
+        self.release = unary("Release", pb.ReleaseRequest, pb.ReleaseResponse)
+        self.report = unary("Report", pb.ReportRequest, pb.ReportResponse)
+        self.session = unary("Session", pb.SessionRequest, pb.SessionResponse)
+        self.prefetch = unary("Prefetch", pb.PrefetchRequest, pb.PrefetchResponse)
+        self.pin = unary("Pin", pb.PinRequest, pb.PinResponse)
+        self.unpin = unary("Unpin", pb.UnpinRequest, pb.UnpinResponse)
         # No deserializer: one that fails is swallowed inside grpc; frames are parsed where they are read.
         self.fetch = cast(
             Callable[..., Any],

@@ -100,6 +100,11 @@ class Client:
         return self._link.is_connected
 
     @property
+    def is_attached(self) -> bool:
+        """Whether calls and bytes go through memory shared with a daemon on this host; else they go over gRPC."""
+        return self._link.attaching.is_attached
+
+    @property
     def counters(self) -> dict[str, int]:
         """What happened since the client was made, by name."""
         return self._counters.snapshot()

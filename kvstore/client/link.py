@@ -13,15 +13,18 @@ from collections.abc import Callable, Generator
 from typing import NamedTuple, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
+from kvstore.client.attaching import Attaching
 from kvstore.client.breaker import Breaker
-from kvstore.client.channel import Calls, Unary, open_channel
+from kvstore.client.channel import Calls, Method, Unary, open_channel
 from kvstore.client.counters import Counters
+from kvstore.client.lanes import LaneRefused, Lanes, NoLane
 from kvstore.client.settings import Timeouts
 from kvstore.core.errors import HelloAgain, InvalidInput, KVStoreError, LayoutMismatch, OtherBootEpoch, StoreUnavailable
 from kvstore.core.fingerprint import fingerprint
 from kvstore.core.layout import ModelLayout
-from kvstore.rpc.convert import hash_from_wire
+from kvstore.rpc.convert import hash_from_wire, seconds_from_wire
 from kvstore.rpc.generated import kvstore_pb2 as pb
 from kvstore.rpc.layouts import layout_to_wire
 from kvstore.rpc.limits import MAX_BATCH_BLOCKS, MAX_CHUNK_BYTES
@@ -32,9 +35,11 @@ log = logging.getLogger("kvstore.client")
 
 Answer = TypeVar("Answer")
 Request = TypeVar("Request")
+Sent = TypeVar("Sent", bound=Message)
+Received = TypeVar("Received", bound=Message)
 
 # Nothing came back in time. Every other status is an answer, if only "no".
-_SILENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+_SILENT = ("unavailable", "draining", "deadline_exceeded")
 
 
 class Session(NamedTuple):
@@ -45,6 +50,8 @@ class Session(NamedTuple):
     boot_epoch: int
     chunk_bytes: int
     batch_blocks: int
+    lease_seconds: float
+    attach_path: str  # empty: there is none
 
 
 class Link:
@@ -74,6 +81,7 @@ class Link:
             worker_id=self.worker_id,
             existing_only=existing_only,
         )
+        self.attaching = Attaching(self.worker_id, counters)
         self._session: Session | None = None
         self._is_closed = False
 
@@ -124,10 +132,36 @@ class Link:
             raise StoreUnavailable(f"the store forgets its sessions: {error}") from error
 
     def call(self, method: Unary[Request, Answer], request: Request, deadline: float) -> Answer:
-        """One call. Raises HelloAgain or StoreUnavailable, nothing else."""
+        """One call, over a lane while attached. Raises HelloAgain or StoreUnavailable, nothing else."""
+        if isinstance(method, Method) and method is not self.calls.hello:
+            lanes = self.attaching.usable(self._checked_left(deadline))
+            if lanes is not None:
+                try:
+                    answer: Answer = self.lane_call(lanes, method, request, deadline)
+                    return answer
+                except NoLane:  # the daemon is gone, or all lanes are in use: gRPC tells
+                    self.counters.add("lane_fallbacks")
         try:
             return method(request, timeout=self._checked_left(deadline))
         except (grpc.RpcError, ValueError) as failure:
+            raise self.failure(failure) from failure
+
+    def lane_call(self, lanes: Lanes, method: Method[Sent, Received], request: Sent, deadline: float) -> Received:
+        """One call over this attachment and nothing else. Raises NoLane, HelloAgain or StoreUnavailable."""
+        until = time.monotonic() + self._checked_left(deadline)
+        try:
+            return lanes.call(method.name, request, method.response, until)
+        except (LaneRefused, TimeoutError, InvalidInput) as failure:
+            raise self.failure(failure) from failure
+
+    def lane_fd(
+        self, lanes: Lanes, name: str, request: Message, response: type[Received], deadline: float
+    ) -> tuple[Received, int]:
+        """A descriptor of the daemon's, with the answer that came along. Raises as `lane_call`."""
+        until = time.monotonic() + self._checked_left(deadline)
+        try:
+            return lanes.fetch_fd(name, request, response, until)
+        except (LaneRefused, TimeoutError, InvalidInput) as failure:
             raise self.failure(failure) from failure
 
     def fetch(self, request: pb.FetchRequest, deadline: float) -> Generator[FetchFrame, None, None]:
@@ -154,17 +188,22 @@ class Link:
 
         A stream that broke off after bytes came (`is_silent` False) may be slow and not dead: the next call tells.
         """
-        if not isinstance(failure, grpc.RpcError):
+        if isinstance(failure, grpc.RpcError):
+            error = error_of(failure)
+            kind = (failure.code().name if isinstance(failure, grpc.Call) else "UNKNOWN").lower()
+        elif isinstance(failure, LaneRefused):
+            error, kind = failure.error, failure.reason.lower()
+        elif isinstance(failure, TimeoutError):
+            error, kind = StoreUnavailable(str(failure)), "deadline_exceeded"
+        else:
             # InvalidInput: an answer that fails its checks; ValueError of grpc: the channel is closed
             self.counters.add("failed_malformed" if isinstance(failure, InvalidInput) else "failed_closed")
             return StoreUnavailable(str(failure))
-        error = error_of(failure)
-        code = failure.code() if isinstance(failure, grpc.Call) else grpc.StatusCode.UNKNOWN
         if isinstance(error, HelloAgain):
             return error
         if isinstance(error, StoreUnavailable):
-            self.counters.add(f"failed_{code.name.lower()}")
-            if is_silent and code in _SILENT and self.breaker.failed():
+            self.counters.add(f"failed_{kind}")
+            if is_silent and kind in _SILENT and self.breaker.failed():
                 self._away(error)
             return error
         if isinstance(error, LayoutMismatch):
@@ -177,6 +216,7 @@ class Link:
     def close(self) -> None:
         """Ends calls in flight at once."""
         self._is_closed = True
+        self.attaching.close()
         self._channel.close()
 
     def _away(self, error: KVStoreError) -> None:
@@ -201,6 +241,10 @@ class Link:
         if answer.created and answer.differing_fields:
             fields = ", ".join(answer.differing_fields)
             log.warning("a cache of its own: this layout differs from a known one of this model in %s", fields)
+        try:
+            self.attaching.said_hello(session.attach_path, session.boot_epoch, self.left(deadline))
+        except HelloAgain as error:
+            raise StoreUnavailable(f"the store restarts: {error}") from error
         return session
 
 
@@ -211,4 +255,6 @@ def _session_from_wire(answer: pb.HelloResponse) -> Session:
         boot_epoch=answer.boot_epoch,
         chunk_bytes=min(answer.max_chunk_bytes or MAX_CHUNK_BYTES, MAX_CHUNK_BYTES),
         batch_blocks=min(answer.max_batch_blocks or MAX_BATCH_BLOCKS, MAX_BATCH_BLOCKS),
+        lease_seconds=seconds_from_wire(answer.lease_seconds, "lease_seconds"),
+        attach_path=answer.attach_path,
     )

@@ -76,10 +76,15 @@ _ERROR_OF_REASON: dict[str, type[KVStoreError]] = {
 
 def status_of(error: KVStoreError) -> grpc.Status:
     """What the daemon answers for one of our errors."""
+    return status(*rule_of(error), str(error))
+
+
+def rule_of(error: KVStoreError) -> tuple[grpc.StatusCode, Reason]:
+    """Code and reason of one of our errors; the reason is the same over gRPC and over the attach socket."""
     for rule in _RULES:
         if isinstance(error, rule.error):
-            return status(rule.code, rule.reason, str(error))
-    return status(grpc.StatusCode.INTERNAL, Reason.INTERNAL, str(error))
+            return rule.code, rule.reason
+    return grpc.StatusCode.INTERNAL, Reason.INTERNAL
 
 
 def status(code: grpc.StatusCode, reason: Reason, message: str, retry_seconds: float | None = None) -> grpc.Status:
@@ -101,6 +106,11 @@ def error_of(failure: grpc.RpcError) -> KVStoreError:
         return StoreUnavailable(message)
     known = _ERROR_OF_REASON.get(info.reason)
     return StoreUnavailable(message) if known is None else known(_details(failure))
+
+
+def error_of_reason(reason: str, message: str) -> KVStoreError:
+    """What the client makes of a LaneError: the same errors as of a failed call of gRPC."""
+    return _ERROR_OF_REASON.get(reason, StoreUnavailable)(message)
 
 
 def retry_seconds_of(failure: grpc.RpcError) -> float | None:

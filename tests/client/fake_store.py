@@ -44,6 +44,7 @@ class FakeStore:
         self.lookup_chains: list[Chain] = []
         self.fetches: list[tuple[range, list[int]]] = []  # rows and blocks of states, by block number
         self.reports: list[BlockKey] = []
+        self.attach_path = ""  # what Hello names
         # faults: each is read where it bites
         self.corrupt: set[BlockKey] = set()  # wrong bytes on the wire until reported
         self.foreign_states: dict[bytes, bytes] = {}  # prefix -> lineage of the other run that its state is of
@@ -75,6 +76,7 @@ class FakeStore:
             max_batch_blocks=self.batch_blocks,
             lease_seconds=30.0,
             server_version="fake",
+            attach_path=self.attach_path,
         )
 
     def Lookup(self, request, context):
@@ -272,7 +274,9 @@ class FakeStore:
 
 
 _RAW = {"Fetch", "Put"}
-_METHODS = [method.name for method in pb.DESCRIPTOR.services_by_name["KVStore"].methods]
+_METHODS = [
+    method.name for method in pb.DESCRIPTOR.services_by_name["KVStore"].methods if hasattr(FakeStore, method.name)
+]
 
 
 def serve(store: FakeStore, address: str) -> grpc.Server:
