@@ -69,6 +69,9 @@ def status_facts(status: pb.StatusResponse) -> dict[str, object]:
         "queued_copies": status.queued_copies,
         "handoffs": status.handoffs,
         "handoff_bytes": status.handoff_bytes,
+        "lock_held_seconds": status.lock_held_seconds,
+        "lock_waited_seconds": status.lock_waited_seconds,
+        "lock_longest_seconds": status.lock_longest_seconds,
         "counters": dict(sorted(status.counters.items())),
     }
 
@@ -98,6 +101,11 @@ def _print(console: Console, address: str, status: pb.StatusResponse) -> None:
     console.print(f"{status.leases} leases, {status.pins} pins, {status.queued_copies} copies queued", highlight=False)
     if status.handoff_bytes:
         console.print(f"{status.handoffs} handoffs in {format_size(status.handoff_bytes)}", highlight=False)
+    console.print(
+        f"lock: held for {status.lock_held_seconds:.2f} s since start, for at most "
+        f"{1e3 * status.lock_longest_seconds:.1f} ms at once; waited for {status.lock_waited_seconds:.2f} s",
+        highlight=False,
+    )
     told = {name: count for name, count in sorted(status.counters.items()) if count}
     if told:
         counters = Table("counter", "since start")

@@ -146,7 +146,7 @@ class Node:
         self.prefix = prefix
         self.parent = parent
         self.block = block  # number of the block in its chain; -1 only for the root, which is before block 0
-        self.span = Span(parent) if parent is None or block % SPAN_BLOCKS == 0 else parent.span
+        self.span: Span = Span(parent) if parent is None or block % SPAN_BLOCKS == 0 else parent.span
         self.rows: Entry | None = None
         self.states: tuple[Entry, ...] = ()  # changed by add_state and remove_state only
         self.readable = parent is None

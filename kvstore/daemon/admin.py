@@ -37,6 +37,9 @@ class AdminService:
             counters={**state.counters, **self._calls.counters},
             handoffs=state.handoffs,
             handoff_bytes=state.handoff_bytes,
+            lock_held_seconds=state.lock.held,
+            lock_waited_seconds=state.lock.waited,
+            lock_longest_seconds=state.lock.longest,
         )
 
 

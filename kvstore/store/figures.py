@@ -36,6 +36,7 @@ def figures(kept: Kept) -> StoreStatus:
             counters=counters,
             handoffs=kept.handoffs.count,
             handoff_bytes=kept.handoffs.used_bytes,
+            lock=kept.lock.figures(),
         )
 
 

@@ -11,6 +11,7 @@ import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from kvstore.core.actions import Action, Copy, Drop
 from kvstore.core.descriptor import EMPTY, whole_word
@@ -20,6 +21,7 @@ from kvstore.core.index import Facts
 from kvstore.core.keys import PAGE_BYTES, BlockKey, Tier
 from kvstore.core.planner import Planner
 from kvstore.core.settings import Settings
+from kvstore.store.lock import MeasuredLock
 from kvstore.store.mover import Described, Mover
 from kvstore.store.rates import Rates
 from kvstore.store.recovery import RestoredNamespace
@@ -47,8 +49,8 @@ class Kept:
         self.config = config
         self.host, self.disk = host, disk
         self.clock, self.wall = clock, wall
-        self.lock = threading.Lock()
-        self.changed = threading.Condition(self.lock)
+        self.lock = MeasuredLock()
+        self.changed = threading.Condition(cast(threading.Lock, self.lock))  # it calls nothing else of a lock
         self.planner = Planner(
             Settings(
                 host_bytes=config.host_bytes,

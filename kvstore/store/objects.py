@@ -11,6 +11,7 @@ from kvstore.core.index import Facts
 from kvstore.core.keys import BlockKey, Tier
 from kvstore.core.layout import ModelLayout
 from kvstore.core.reserve import ReserveStatus
+from kvstore.store.lock import LockFigures
 
 
 class OpenedNamespace(NamedTuple):
@@ -106,3 +107,4 @@ class StoreStatus(NamedTuple):
     counters: Mapping[str, int]
     handoffs: int
     handoff_bytes: int  # their room, those that are being sent or filled included
+    lock: LockFigures

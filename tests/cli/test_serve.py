@@ -70,9 +70,11 @@ def test_status_shows_it_as_json_and_as_a_table(serve, tmp_path):
     assert said["boot_epoch"] == facts["boot_epoch"]
     assert {tier["tier"] for tier in said["tiers"]} == {"host", "disk"}
     assert all(tier["is_writable"] and not tier["trouble"] for tier in said["tiers"])
+    assert 0 < said["lock_longest_seconds"] <= said["lock_held_seconds"] and said["lock_waited_seconds"] >= 0
     table = run("status", "--connect", address)
     assert table.returncode == 0
     assert "host" in table.stdout and "disk" in table.stdout and "0 leases" in table.stdout
+    assert "lock: held for " in table.stdout
 
 
 def test_the_secret_is_made_beside_the_disk_folder(serve, tmp_path):

@@ -15,6 +15,7 @@ from kvstore.core.keys import BlockKey, Tier
 from kvstore.core.match import COLD_PLAN, Match, MissReason, Plan, PlanKind, Snapshots
 from kvstore.core.prefix import namespace_id, namespace_root
 from kvstore.core.reserve import Durability, PutStatus, ReserveStatus
+from kvstore.store.lock import LockFigures
 
 
 class MemoryObject:
@@ -159,7 +160,7 @@ class MemoryStore:
         ]
         return SimpleNamespace(
             tiers=[tier], namespaces=spaces, leases=1, pins=2, queued_copies=3, counters={"hits": 4},
-            handoffs=5, handoff_bytes=6,
+            handoffs=5, handoff_bytes=6, lock=LockFigures(7.0, 8.0, 9.0),
         )  # fmt: skip
 
     def tick(self):
