@@ -6,6 +6,7 @@ Any thread.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import weakref
@@ -14,6 +15,7 @@ from collections import deque
 from kvstore.core.keys import PAGE_BYTES
 
 IDLE_BUFFERS = 16  # four readers, each with a few objects on their way to a worker
+HUGE_PAGE_BYTES = 2 << 20
 IDLE_BYTES = 64 << 20  # kept for reuse at most; what is in use is bounded by who reads
 
 
@@ -26,7 +28,7 @@ class Buffers:
 
     def take(self, nbytes: int) -> memoryview:
         """Writable view of exactly `nbytes`, on a page; what is in it is whatever was there."""
-        memory = self._reuse(nbytes) or mmap.mmap(-1, -(-nbytes // PAGE_BYTES) * PAGE_BYTES)
+        memory = self._reuse(nbytes) or _fresh(nbytes)
         # every view of `exporter` keeps it alive; its end is the end of the last one
         exporter = (ctypes.c_char * len(memory)).from_buffer(memory)
         weakref.finalize(exporter, self._give_back, memory).atexit = False
@@ -50,3 +52,12 @@ class Buffers:
                 self._idle.popleft()
             except IndexError:
                 return
+
+
+def _fresh(nbytes: int) -> mmap.mmap:
+    # Private: Python's default is shared memory, which gets no huge pages (0.8 against 5 GB/s on first touch).
+    memory = mmap.mmap(-1, -(-nbytes // PAGE_BYTES) * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if len(memory) >= HUGE_PAGE_BYTES:
+        with contextlib.suppress(OSError):  # a kernel built without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory

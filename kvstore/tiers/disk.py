@@ -19,13 +19,14 @@ from kvstore.core.errors import CorruptFrame, OperatorError, TierFault
 from kvstore.core.keys import PAGE_BYTES
 from kvstore.tiers import segment as segments
 from kvstore.tiers.buffers import Buffers
+from kvstore.tiers.direct import DirectFiles, is_cached
 from kvstore.tiers.folder import lock_folder, make_folder, sync_folder
 from kvstore.tiers.manifest import Manifest
 from kvstore.tiers.manifest_record import ManifestEntry
 from kvstore.tiers.recover import Recovered, recover
 from kvstore.tiers.segment import SegmentHeader
 
-MAX_SEGMENTS = 512  # each is an open file; the usual soft limit of a process is 1,024
+MAX_SEGMENTS = 256  # each is up to two open files; the usual soft limit of a process is 1,024
 _ZERO_PAGE = bytes(PAGE_BYTES)
 
 
@@ -41,6 +42,7 @@ class DiskTier:
         self._lock = lock
         self._files: dict[int, int] = {}  # segment -> file descriptor
         self._buffers = Buffers()
+        self._direct = DirectFiles(folder, self._buffers.take)
         self.recovered: Recovered
         self.manifest: Manifest
 
@@ -121,22 +123,40 @@ class DiskTier:
         if fault is not None:
             raise fault
 
-    def read(self, page: int, nbytes: int, into: memoryview | None = None) -> memoryview:
-        """`nbytes` from this page on, unverified, in `into` or in a recycled page-aligned buffer.
+    def read(self, page: int, nbytes: int) -> memoryview:
+        """`nbytes` from this page on, unverified, in a recycled page-aligned buffer.
 
-        The buffer stays the caller's while any view of it lives. CorruptFrame where the file ends first, TierFault
-        where the device refuses, or the machine grants no buffer.
+        The buffer stays the caller's while any view of it lives. CorruptFrame, TierFault, as `read_into`.
+        """
+        buffer = self.take(-(-nbytes // PAGE_BYTES) * PAGE_BYTES)
+        self.read_into(page, 0, [buffer], nbytes)
+        return buffer[:nbytes]
+
+    def read_into(self, page: int, skip: int, pieces: Sequence[memoryview], needed: int) -> None:
+        """Fill `pieces`, one after another, with what lies `skip` bytes behind this page, unverified.
+
+        Each starts on a page in memory. Where `skip` and all lengths are whole pages too, bytes go straight from the
+        device into them; otherwise they take a way through a buffer. CorruptFrame where the file has not even the
+        first `needed` of these bytes, TierFault where the device refuses or the machine grants no buffer.
         """
         segment, start = divmod(page, self.segment_pages)
         self._refuse_bad(segment)
+        offset = start * PAGE_BYTES + skip
         try:
-            target = self._buffers.take(nbytes) if into is None else into[:nbytes]
-            segments.read_into(self._file(segment), target, start * PAGE_BYTES)
+            fd = self._file(segment)
+            if is_cached(fd, offset, needed) or self._direct.read(segment, pieces, offset, needed) < needed:
+                segments.read_into(fd, pieces, offset, needed)
         except FileNotFoundError as error:
             raise CorruptFrame(f"segment {segment} is gone") from error
         except OSError as error:
             raise _fault("read", segment, error) from error
-        return target
+
+    def take(self, nbytes: int) -> memoryview:
+        """A recycled buffer that starts on a page; the caller's while any view of it lives. TierFault."""
+        try:
+            return self._buffers.take(nbytes)
+        except OSError as error:
+            raise TierFault(f"no memory to read into ({error}): {_REMEDIES[errno.ENOMEM]}") from error
 
     def erase(self, page: int) -> None:
         """Overwrite the first page of a frame, so that no rebuild finds it again. Durable after `sync`. TierFault."""
@@ -160,6 +180,7 @@ class DiskTier:
     def close(self) -> None:
         """Close every file and let go of the folder. Nothing may be under way."""
         self.manifest.close()
+        self._direct.close()
         while self._files:
             os.close(self._files.popitem()[1])
         os.close(self._lock)

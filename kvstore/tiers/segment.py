@@ -23,7 +23,7 @@ MAGIC = b"KVSEGMT\x1a"
 VERSION = 1
 _HEADER = struct.Struct("<8sHHIIId")
 _ZEROS = bytes(PAGE_BYTES)
-_MAX_BUFFERS = os.sysconf("SC_IOV_MAX")  # of one pwritev; 1024 on Linux
+MAX_BUFFERS = os.sysconf("SC_IOV_MAX")  # of one pwritev or preadv; 1024 on Linux
 
 
 class SegmentHeader(NamedTuple):
@@ -92,21 +92,28 @@ def write_all(fd: int, buffers: Sequence[Buffer], offset: int) -> None:
     todo = [memoryview(buffer).cast("B") for buffer in buffers]
     padding = -sum(map(len, todo)) % PAGE_BYTES
     todo.append(memoryview(_ZEROS)[:padding])
-    first = 0
-    while first < len(todo):
-        written = os.pwritev(fd, todo[first : first + _MAX_BUFFERS], offset)
+    while todo:
+        written = os.pwritev(fd, todo[:MAX_BUFFERS], offset)
         offset += written
-        while first < len(todo) and written >= len(todo[first]):
-            written -= len(todo[first])
-            first += 1
-        if written:
-            todo[first] = todo[first][written:]
+        todo = _behind(todo, written)
 
 
-def read_into(fd: int, target: memoryview, offset: int) -> None:
-    """Fill `target`. CorruptFrame where the file ends first."""
-    while target:
-        done = os.preadv(fd, [target], offset)
-        if not done:
-            raise CorruptFrame(f"the segment ends {len(target)} bytes before the frame does")
-        target, offset = target[done:], offset + done
+def read_into(fd: int, pieces: Sequence[memoryview], offset: int, needed: int) -> None:
+    """Fill `pieces`, one after another. CorruptFrame where the file has not even the first `needed` bytes."""
+    done, left = 0, list(pieces)
+    while done < needed:
+        got = os.preadv(fd, left[:MAX_BUFFERS], offset + done)
+        if not got:
+            raise CorruptFrame(f"the segment ends {needed - done} bytes before the frame does")
+        done += got
+        left = _behind(left, got)
+
+
+def _behind(buffers: Sequence[memoryview], done: int) -> list[memoryview]:
+    """`buffers` without their first `done` bytes."""
+    left = []
+    for buffer in buffers:
+        if done < len(buffer):
+            left.append(buffer[done:])
+        done = max(done - len(buffer), 0)
+    return left

@@ -134,7 +134,7 @@ def _verify_slot(
         if length > slot_bytes:
             raise CorruptFrame(f"the frame has {length} bytes, its slot {slot_bytes}")
         frame = buffers.take(length)
-        segments.read_into(fd, frame, start * PAGE_BYTES)
+        segments.read_into(fd, [frame], start * PAGE_BYTES, length)
         decoded = decode_frame(frame, key or peek_header(head).key)
         page = header.segment * header.segment_pages + start
         if entry is not None and entry != entry_of(decoded.header, page, length, entry.last_used):

@@ -41,3 +41,15 @@ def test_a_small_request_does_not_take_a_large_buffer():
     where = address(buffers.take(1 << 20))
     assert address(buffers.take(4096)) != where
     assert address(buffers.take(1 << 20)) == where
+
+
+def test_memory_is_private_to_the_process_as_huge_pages_want_it():
+    view = Buffers().take(4 << 20)
+    where = address(view)
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            start, end = (int(edge, 16) for edge in line.split()[0].split("-"))
+            if start <= where < end:
+                assert line.split()[1] == "rw-p"
+                return
+    raise AssertionError("the buffer is in no mapping")

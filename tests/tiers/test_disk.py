@@ -54,13 +54,6 @@ def test_slots_hold_what_was_written_and_are_recycled(tier):
     assert read(tier, entries[5]) == raw_of(5)
 
 
-def test_reads_can_go_into_the_callers_buffer(tier):
-    (entry,) = put(tier, 0)
-    target = memoryview(bytearray(10_000))
-    frame = tier.read(entry.page, entry.frame_bytes, into=target)
-    assert frame.obj is target.obj and len(frame) == entry.frame_bytes
-
-
 def test_segments_take_all_their_room_when_assigned(tmp_path, tier):
     assert not list((tmp_path / "disk").glob("segment-*"))
     tier.assign(2, 3)
