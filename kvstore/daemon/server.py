@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from importlib import metadata
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 import grpc
 from google.protobuf.message import Message
@@ -26,7 +26,6 @@ from kvstore.daemon.address import Address, SocketHold, parse_listen
 from kvstore.daemon.admin import AdminService
 from kvstore.daemon.calls import Calls, Gate, parsed
 from kvstore.daemon.service import KVStoreService
-from kvstore.rpc.generated.kvstore_pb2 import FetchRequest
 from kvstore.rpc.limits import MAX_MESSAGE_BYTES
 from kvstore.rpc.methods import ADMIN_SERVICE, KVSTORE_SERVICE, METHODS, Method
 from kvstore.store.store import Store
@@ -38,6 +37,8 @@ CANCEL_SECONDS = 2.0  # for threads of cancelled calls to let go of the store be
 SPARE_THREADS = 8  # for health, reflection and for refusing what is too much
 Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 UnaryCall = Callable[[Message, float], Message]
+DownloadCall = Callable[[Message, float], Iterator[bytes]]
+UploadCall = Callable[[Iterator[bytes], float], Message]
 
 
 class Daemon:
@@ -74,8 +75,6 @@ class Daemon:
         handlers: dict[str, dict[str, Handler]] = {KVSTORE_SERVICE: {}, ADMIN_SERVICE: {}}
         for method in METHODS:
             service = workers if method.service == KVSTORE_SERVICE else operators
-            if not hasattr(service, method.name.lower()):
-                continue  # handoffs land next
             handlers[method.service][method.name] = self._handler(method, service)
         self._server.add_generic_rpc_handlers(
             tuple(grpc.method_handlers_generic_handler(name, methods) for name, methods in handlers.items())
@@ -127,11 +126,11 @@ class Daemon:
                 log.exception("a tick failed")
 
     def _handler(self, method: Method, service: KVStoreService | AdminService) -> Handler:
-        call = getattr(service, method.name.lower())
-        if method.name == "Put":
-            return grpc.stream_unary_rpc_method_handler(self._put(cast(KVStoreService, service)))
-        if method.name == "Fetch":
-            return grpc.unary_stream_rpc_method_handler(self._fetch(cast(KVStoreService, service)))
+        call = getattr(service, method.function)
+        if method.streams_requests:
+            return grpc.stream_unary_rpc_method_handler(self._upload(method, call))
+        if method.streams_responses:
+            return grpc.unary_stream_rpc_method_handler(self._download(method, call))
         return grpc.unary_unary_rpc_method_handler(self._unary(method, call))
 
     # Requests arrive as bytes and are parsed behind the gate, so that garbage is refused like any bad input.
@@ -144,17 +143,17 @@ class Daemon:
 
         return handle
 
-    def _fetch(self, service: KVStoreService) -> Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]:
+    def _download(self, method: Method, call: DownloadCall) -> Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]:
         def handle(raw: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-            with self._calls.admitted("Fetch", Gate.FETCH, context) as deadline:
-                yield from service.fetch(parsed(FetchRequest, raw), deadline)
+            with self._calls.admitted(method.name, Gate.FETCH, context) as deadline:
+                yield from call(parsed(method.request, raw), deadline)
 
         return handle
 
-    def _put(self, service: KVStoreService) -> Callable[[Iterator[bytes], grpc.ServicerContext], bytes]:
+    def _upload(self, method: Method, call: UploadCall) -> Callable[[Iterator[bytes], grpc.ServicerContext], bytes]:
         def handle(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-            with self._calls.admitted("Put", Gate.PUT, context) as deadline:
-                return service.put(messages, deadline).SerializeToString()
+            with self._calls.admitted(method.name, Gate.PUT, context) as deadline:
+                return call(messages, deadline).SerializeToString()
             raise AssertionError("an aborted call returned")
 
         return handle

@@ -9,7 +9,7 @@ from kvstore.core.errors import InvalidInput, LayoutMismatch, OtherBootEpoch, Un
 from kvstore.core.fingerprint import fingerprint
 from kvstore.core.keys import BlockKey
 from kvstore.core.prefix import namespace_id
-from kvstore.daemon import streams
+from kvstore.daemon import handoffs, streams
 from kvstore.rpc import convert
 from kvstore.rpc.enums import DURABILITY, RESERVE_STATUS, SESSION_EVENT
 from kvstore.rpc.generated import kvstore_pb2 as pb
@@ -132,6 +132,14 @@ class KVStoreService:
 
     def put(self, messages: Iterator[bytes], deadline: float) -> pb.PutResponse:
         return streams.put(self._store, messages, self._lengths, self._known, deadline)
+
+    def put_handoff(self, messages: Iterator[bytes], deadline: float) -> pb.PutHandoffResponse:
+        return handoffs.put(self._store, messages, self._known, deadline)
+
+    def take_handoff(self, request: pb.TakeHandoffRequest, deadline: float) -> Iterator[bytes]:
+        self._known(request.namespace_id)
+        self._check_epoch(request.boot_epoch)
+        return handoffs.take(self._store, request, deadline)
 
     def commit(self, request: pb.CommitRequest, deadline: float) -> pb.CommitResponse:
         self._known(request.namespace_id)

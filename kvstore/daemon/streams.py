@@ -120,7 +120,7 @@ def _frames(objects: Iterable[tuple[Name, OpenObject | None]], deadline: float) 
                             starts, pieces, room = [], [], MAX_CHUNK_BYTES
                             _close(held[:-1])
                             del held[:-1]
-                            _check(deadline)
+                            check(deadline)
                             yield frame
             if len(starts) >= MAX_STARTS:
                 frame = wire.frame_fetch(starts, pieces)
@@ -179,7 +179,7 @@ def put(
         return pb.PutResponse(statuses=[pb.PUT_STATUS_DROPPED] * len(indices))
     if max(indices) >= len(sizes):
         raise InvalidInput(f"object index {max(indices)} is beyond the reservation's {len(sizes)} objects")
-    stream = _Bytes(frame.data, messages, deadline)
+    stream = UploadedBytes(frame.data, (wire.parse_put(message).data for message in messages), deadline)
     statuses = []
     for index in indices:
         target = store.begin_object(header.reservation, index)
@@ -198,12 +198,12 @@ def put(
     return pb.PutResponse(statuses=[PUT_STATUS.to_wire(status) for status in statuses])
 
 
-class _Bytes:
-    """The data of a Put stream as one run of bytes."""
+class UploadedBytes:
+    """The data of an upload as one run of bytes: that of its first message, then that of the others."""
 
-    def __init__(self, data: memoryview, messages: Iterator[bytes], deadline: float) -> None:
+    def __init__(self, data: memoryview, others: Iterator[memoryview], deadline: float) -> None:
         self._data = data
-        self._messages = messages
+        self._others = others
         self._deadline = deadline
 
     def read_into(self, target: memoryview) -> None:
@@ -218,21 +218,22 @@ class _Bytes:
             nbytes -= self._take(nbytes).nbytes
 
     def check_at_end(self) -> None:
-        if self._data.nbytes or any(wire.parse_put(message).data.nbytes for message in self._messages):
-            raise InvalidInput("the Put stream carries more bytes than its objects have: send exactly theirs")
+        if self._data.nbytes or any(data.nbytes for data in self._others):
+            raise InvalidInput("the stream carries more bytes than its objects have: send exactly theirs")
 
     def _take(self, most: int) -> memoryview:
         """Some bytes, at least one and at most `most`."""
         while not self._data.nbytes:
-            _check(self._deadline)
-            message = next(self._messages, None)
-            if message is None:
-                raise InvalidInput("the Put stream ended inside an object: send all bytes of every object named")
-            self._data = wire.parse_put(message).data
+            check(self._deadline)
+            data = next(self._others, None)
+            if data is None:
+                raise InvalidInput("the stream ended inside an object: send all bytes of everything announced")
+            self._data = data
         part, self._data = self._data[:most], self._data[most:]
         return part
 
 
-def _check(deadline: float) -> None:
+def check(deadline: float) -> None:
+    """Raise StoreUnavailable behind a call's deadline."""
     if time.monotonic() > deadline:
         raise StoreUnavailable("the call took longer than its deadline allows")

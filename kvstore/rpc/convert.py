@@ -36,6 +36,10 @@ def lineage_from_wire(value: bytes) -> bytes:
     return exact_bytes(value, LINEAGE_BYTES, "lineage")
 
 
+def checksum_from_wire(value: bytes, what: str) -> bytes:
+    return exact_bytes(value, CHECKSUM_BYTES, what)
+
+
 def worker_from_wire(value: bytes) -> bytes:
     return exact_bytes(value, WORKER_ID_BYTES, "worker_id")
 

@@ -18,4 +18,6 @@ MAX_NEW_NAMESPACES = 1024  # opened by one run of the daemon; each costs memory 
 MAX_LOCATE_SECONDS = 10.0  # one Locate waits no longer; a worker that wants to asks again
 MAX_RELEASES = 4096  # leases in one Release
 MAX_REASON = 500  # characters of a Report
+MAX_HANDOFF_SECONDS = 600.0  # whoever comes later than that computes again
+MAX_HANDOFF_BYTES = 8 << 30  # V4-Pro's whole cache at a million tokens takes 5.2 GB
 MAX_PIN_SECONDS = 30 * 86_400.0

@@ -1,10 +1,11 @@
 """Every RPC of the wire, read from the generated descriptors: names, messages, which way it streams.
 
-Fetch and Put pass raw bytes through grpc (framed in `wire.py`); all others use protobuf's serialisers.
+The streams pass raw bytes through grpc (framed in `wire.py`); all others use protobuf's serialisers.
 """
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from google.protobuf.message import Message
@@ -14,7 +15,7 @@ from kvstore.rpc.generated import admin_pb2, kvstore_pb2
 
 KVSTORE_SERVICE = "kvstore.v1.KVStore"
 ADMIN_SERVICE = "kvstore.v1.Admin"
-RAW_METHODS = frozenset({"Fetch", "Put"})
+RAW_METHODS = frozenset({"Fetch", "Put", "PutHandoff", "TakeHandoff"})
 
 
 class Method(NamedTuple):
@@ -28,6 +29,11 @@ class Method(NamedTuple):
     @property
     def path(self) -> str:
         return f"/{self.service}/{self.name}"
+
+    @property
+    def function(self) -> str:
+        """Its name in Python: `put_handoff`."""
+        return re.sub("(?<=.)(?=[A-Z])", "_", self.name).lower()
 
 
 def _methods() -> tuple[Method, ...]:

@@ -1,7 +1,7 @@
-"""Framing of the two bulk streams, so that their bytes are copied once.
+"""Framing of the bulk streams, so that their bytes are copied once.
 
-FetchResponse and PutRequest look alike on the wire: small fields in field 1, then the bytes in field 2, always
-last. Protobuf's own classes copy the bytes into a message and again into its serialisation; here the
+FetchResponse, PutRequest and those of handoffs look alike on the wire: small fields in field 1, then the bytes in
+field 2, always last. Protobuf's own classes copy the bytes into a message and again into its serialisation; here the
 frame is one join over borrowed views, and parsing cuts the bytes out as a view of the received message. Both are
 plain protobuf: other languages use their generated classes.
 
@@ -37,6 +37,20 @@ class PutFrame(NamedTuple):
     data: memoryview
 
 
+class PutHandoffFrame(NamedTuple):
+    """One message of a PutHandoff stream. `header` is in the first message only."""
+
+    header: pb.PutHandoffHeader | None
+    data: memoryview
+
+
+class TakeHandoffFrame(NamedTuple):
+    """One message of a TakeHandoff stream. `header` is in the first message only."""
+
+    header: pb.TakeHandoffHeader | None
+    data: memoryview
+
+
 def frame_fetch(objects: Iterable[pb.ObjectStart], pieces: Sequence[Buffer]) -> bytes:
     """A serialised FetchResponse whose data is the pieces, joined."""
     return _frame(pb.FetchResponse(objects=objects).SerializeToString(), pieces)
@@ -63,6 +77,32 @@ def parse_put(message: bytes) -> PutFrame:
         whole = _parsed(pb.PutRequest(), message)
         return PutFrame(whole.header if whole.HasField("header") else None, memoryview(whole.data))
     return PutFrame(_parsed(pb.PutRequest(), message[:start]).header if start else None, data)
+
+
+def frame_put_handoff(header: pb.PutHandoffHeader | None, pieces: Sequence[Buffer]) -> bytes:
+    """A serialised PutHandoffRequest whose data is the pieces, joined."""
+    return _frame(b"" if header is None else pb.PutHandoffRequest(header=header).SerializeToString(), pieces)
+
+
+def frame_take_handoff(header: pb.TakeHandoffHeader | None, pieces: Sequence[Buffer]) -> bytes:
+    """A serialised TakeHandoffResponse whose data is the pieces, joined."""
+    return _frame(b"" if header is None else pb.TakeHandoffResponse(header=header).SerializeToString(), pieces)
+
+
+def parse_put_handoff(message: bytes) -> PutHandoffFrame:
+    """Raises InvalidInput for bytes that are no PutHandoffRequest."""
+    start, data = _cut(message)
+    small = _parsed(pb.PutHandoffRequest(), message if data is None else message[:start])
+    header = small.header if small.HasField("header") else None
+    return PutHandoffFrame(header, memoryview(small.data) if data is None else data)
+
+
+def parse_take_handoff(message: bytes) -> TakeHandoffFrame:
+    """Raises InvalidInput for bytes that are no TakeHandoffResponse."""
+    start, data = _cut(message)
+    small = _parsed(pb.TakeHandoffResponse(), message if data is None else message[:start])
+    header = small.header if small.HasField("header") else None
+    return TakeHandoffFrame(header, memoryview(small.data) if data is None else data)
 
 
 def _frame(small: bytes, pieces: Sequence[Buffer]) -> bytes:

@@ -21,12 +21,12 @@ from kvstore.daemon.service import KVStoreService
 from kvstore.rpc import convert, wire
 from kvstore.rpc.generated import kvstore_pb2 as pb
 from kvstore.rpc.layouts import layout_to_wire
-from kvstore.rpc.methods import KVSTORE_SERVICE, METHODS
+from kvstore.rpc.methods import KVSTORE_SERVICE, METHODS, RAW_METHODS
 from kvstore.store.settings import StoreConfig
 from kvstore.store.store import Store
 
 ROUNDS = 2000
-UNARY = [method for method in METHODS if method.service == KVSTORE_SERVICE and method.name not in ("Fetch", "Put")]
+UNARY = [method for method in METHODS if method.service == KVSTORE_SERVICE and method.name not in RAW_METHODS]
 
 
 @pytest.fixture
