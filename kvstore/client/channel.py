@@ -40,7 +40,7 @@ class Method(Generic[Sent, Received]):
 
 
 class Calls:
-    """The calls of service KVStore. Fetch and Put carry frames whose bytes are not copied into messages."""
+    """The calls of service KVStore. The streams carry frames whose bytes are not copied into messages."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         def unary(name: str, request: type[Sent], response: type[Received]) -> Method[Sent, Received]:
@@ -74,9 +74,30 @@ class Calls:
             ),
         )
 
+        self.take_handoff = cast(
+            Callable[..., Any],
+            channel.unary_stream(
+                _path("TakeHandoff"),
+                request_serializer=pb.TakeHandoffRequest.SerializeToString,
+                response_deserializer=_AS_IT_IS,
+            ),
+        )
+        self._put_handoff = cast(
+            Callable[..., pb.PutHandoffResponse],
+            channel.stream_unary(
+                _path("PutHandoff"),
+                request_serializer=_AS_IT_IS,
+                response_deserializer=pb.PutHandoffResponse.FromString,
+            ),
+        )
+
     def put(self, frames: Iterable[bytes], /, *, timeout: float) -> pb.PutResponse:
         """Stream serialised PutRequests."""
         return self._put(iter(frames), timeout=timeout)
+
+    def put_handoff(self, frames: Iterable[bytes], /, *, timeout: float) -> pb.PutHandoffResponse:
+        """Stream serialised PutHandoffRequests."""
+        return self._put_handoff(iter(frames), timeout=timeout)
 
 
 def open_channel(address: str, timeouts: Timeouts) -> grpc.Channel:

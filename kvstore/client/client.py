@@ -9,7 +9,7 @@ the client's own (`writer.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple, TypeVar
 
@@ -27,6 +27,7 @@ from kvstore.client.arguments import (
 from kvstore.client.buffers import BufferPool, Bytes
 from kvstore.client.counters import Counters
 from kvstore.client.fetch import Fetcher
+from kvstore.client.handoff import HandoffCalls, checked_payload
 from kvstore.client.hashing import Extras, HashedTokens, Hasher, Tokens
 from kvstore.client.lineages import Lineages
 from kvstore.client.link import Link, Session
@@ -36,13 +37,14 @@ from kvstore.client.packing import Packing
 from kvstore.client.putting import States, checked_arrays, packed_job
 from kvstore.client.settings import Bounds, Timeouts
 from kvstore.client.writer import Writer
+from kvstore.core.checksum import Buffer
 from kvstore.core.errors import HelloAgain, InvalidInput, StoreUnavailable
 from kvstore.core.layout import ModelLayout
 from kvstore.core.match import Hints, SessionEvent
 from kvstore.rpc.convert import chain_to_wire
 from kvstore.rpc.enums import SESSION_EVENT
 from kvstore.rpc.generated import kvstore_pb2 as pb
-from kvstore.rpc.limits import MAX_PIN_SECONDS, MAX_REASON
+from kvstore.rpc.limits import MAX_HANDOFF_SECONDS, MAX_PIN_SECONDS, MAX_REASON
 
 LONGEST_WAIT_SECONDS = 86_400.0  # more than anybody means, and less than the clock can count
 
@@ -88,6 +90,7 @@ class Client:
             self._link, self._lookups, self._lineages, layout, self._packings, self._pool, timeouts,
             can_replay=can_replay,
         )  # fmt: skip
+        self._handoffs = HandoffCalls(self._link, self._hasher, self._pool, timeouts, layout.block_tokens)
         self._link.connect()
         if existing_only and self._link.refused is not None:
             self._link.close()
@@ -183,6 +186,32 @@ class Client:
         """Wait until all that was put before is settled, for at most `timeout` seconds. True if the store answered for
         each put since the last flush and, with `durable`, every object of them is synced to disk."""
         return self._writer.flush(checked_seconds(timeout, "timeout", LONGEST_WAIT_SECONDS), durable)
+
+    def put_handoff(
+        self,
+        tokens: ArrayLike,
+        payload: Sequence[Buffer],
+        ttl_seconds: float = 10.0,
+        extras: Extras | None = None,
+    ) -> bool:
+        """Leave the exact cache that stands at the end of these tokens (from position 0 on, any number of them) for one
+        other worker. Returns when the store has it, within `handoff_seconds`: whether it has.
+
+        `payload` is the engine's: buffers, sent one after another. Of two for the same tokens the latest counts.
+        """
+        own = int32_tokens(tokens)
+        if not len(own):
+            raise InvalidInput("a handoff of no tokens: pass those that the cache holds")
+        pieces, ttl_seconds = checked_payload(payload), checked_seconds(ttl_seconds, "ttl_seconds", MAX_HANDOFF_SECONDS)
+        return self._handoffs.put(own, pieces, ttl_seconds, checked_extras(extras))
+
+    def take_handoff(self, tokens: ArrayLike, extras: Extras | None = None) -> memoryview | None:
+        """What was left at the end of exactly these tokens; it is nobody else's from now on. None: there is nothing.
+
+        The bytes are those that were put, checked; they stay valid as long as they are referenced.
+        """
+        own, own_extras = int32_tokens(tokens), checked_extras(extras)
+        return self._handoffs.take(own, own_extras) if len(own) else None
 
     def pin(self, tokens: ArrayLike, ttl_seconds: float) -> Pinned | None:
         """Keep what is stored of this prompt for so long; None where nothing was pinned."""

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Generator
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -29,12 +29,13 @@ from kvstore.rpc.generated import kvstore_pb2 as pb
 from kvstore.rpc.layouts import layout_to_wire
 from kvstore.rpc.limits import MAX_BATCH_BLOCKS, MAX_CHUNK_BYTES
 from kvstore.rpc.status import error_of
-from kvstore.rpc.wire import FetchFrame, parse_fetch
+from kvstore.rpc.wire import FetchFrame, TakeHandoffFrame, parse_fetch, parse_take_handoff
 
 log = logging.getLogger("kvstore.client")
 
 Answer = TypeVar("Answer")
 Request = TypeVar("Request")
+Frame = TypeVar("Frame")
 Sent = TypeVar("Sent", bound=Message)
 Received = TypeVar("Received", bound=Message)
 
@@ -166,12 +167,21 @@ class Link:
 
     def fetch(self, request: pb.FetchRequest, deadline: float) -> Generator[FetchFrame, None, None]:
         """The frames of one Fetch. Raises HelloAgain or StoreUnavailable while it is read."""
+        return self._frames(self.calls.fetch, request, parse_fetch, deadline)
+
+    def take_handoff(self, request: pb.TakeHandoffRequest, deadline: float) -> Generator[TakeHandoffFrame, None, None]:
+        """The frames of one TakeHandoff. Raises HelloAgain or StoreUnavailable while it is read."""
+        return self._frames(self.calls.take_handoff, request, parse_take_handoff, deadline)
+
+    def _frames(
+        self, method: Callable[..., Any], request: Message, parse: Callable[[bytes], Frame], deadline: float
+    ) -> Generator[Frame, None, None]:
         stream, is_silent = None, True
         try:
-            stream = self.calls.fetch(request, timeout=self._checked_left(deadline))
+            stream = method(request, timeout=self._checked_left(deadline))
             for message in stream:
                 is_silent = False
-                yield parse_fetch(message)
+                yield parse(message)
         except (grpc.RpcError, ValueError) as failure:
             raise self.failure(failure, is_silent=is_silent) from failure
         finally:

@@ -22,6 +22,7 @@ class Timeouts:
     lookup_seconds: float = 1.0  # about 1 ms is normal; 1 s leaves room for a loaded two-core host
     fetch_seconds: float = 10.0  # a whole fetch with its one second try: 3.6 MB at 0.5 GB/s take 7 ms
     put_seconds: float = 30.0  # one queued put with Reserve, upload and Commit; nobody waits for it
+    handoff_seconds: float = 5.0  # one handoff, either way: 16 MB at 0.5 GB/s take 32 ms
     control_seconds: float = 1.0  # release, report, pin, unpin, session, prefetch
     close_seconds: float = 2.0  # how long close() lets the queue drain
     keepalive_seconds: float = 1.0  # a ping after so long without news, while a call is in flight ...

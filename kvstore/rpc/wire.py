@@ -10,7 +10,7 @@ plain protobuf: other languages use their generated classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError
@@ -103,6 +103,23 @@ def parse_take_handoff(message: bytes) -> TakeHandoffFrame:
     small = _parsed(pb.TakeHandoffResponse(), message if data is None else message[:start])
     header = small.header if small.HasField("header") else None
     return TakeHandoffFrame(header, memoryview(small.data) if data is None else data)
+
+
+def chunks(pieces: Iterable[memoryview], chunk_bytes: int) -> Iterator[list[memoryview]]:
+    """The pieces as one run of bytes, cut so that each part has `chunk_bytes`, the last one what is left."""
+    chunk: list[memoryview] = []
+    room = chunk_bytes
+    for piece in pieces:
+        rest = piece
+        while rest.nbytes:
+            part, rest = rest[:room], rest[room:]
+            chunk.append(part)
+            room -= part.nbytes
+            if not room:
+                yield chunk
+                chunk, room = [], chunk_bytes
+    if chunk:
+        yield chunk
 
 
 def _frame(small: bytes, pieces: Sequence[Buffer]) -> bytes:
