@@ -28,6 +28,8 @@ machine's memory (host) or of the filesystem (disk).
     puts = 8                                     # shed first
     call_seconds = 10.0                          # deadline of a call that names none
     max_call_seconds = 120.0                     # no call may take longer
+    lanes = 256                                  # connections of workers on this host, up to 8 each; a thread each
+    staging_bytes = "1GiB"                       # memory that they put from, all together, beside the host tier
 """
 
 from __future__ import annotations
@@ -86,6 +88,8 @@ class LimitsConfig:
     puts: int
     call_seconds: float
     max_call_seconds: float
+    lanes: int
+    staging_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +164,8 @@ def _read(settings: _Settings) -> Config:
         puts=settings.count("limits.puts", 8, 1, 256),
         call_seconds=settings.number("limits.call_seconds", 10.0, 0.1, 3600.0),
         max_call_seconds=settings.number("limits.max_call_seconds", 120.0, 0.1, 3600.0),
+        lanes=settings.count("limits.lanes", 256, 1, 4096),
+        staging_bytes=settings.size("limits.staging_bytes", "1GiB", memory_bytes),
     )
     settings.refuse_unknown()
     if host.bytes < MIN_HOST_BYTES:

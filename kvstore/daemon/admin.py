@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from kvstore.daemon.calls import Calls
+from kvstore.daemon.workers import Workers
 from kvstore.rpc.enums import TIER
 from kvstore.rpc.generated import admin_pb2 as pb
 from kvstore.store.objects import NamespaceState, TierState
@@ -15,9 +16,17 @@ from kvstore.store.store import Store
 class AdminService:
     """One method per RPC, `(request, deadline) -> response`."""
 
-    def __init__(self, store: Store, calls: Calls, version: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        store: Store,
+        calls: Calls,
+        version: str,
+        attached: Workers,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = store
         self._calls = calls
+        self._attached = attached
         self._version = version
         self._clock = clock
         self._started = clock()
@@ -35,6 +44,8 @@ class AdminService:
             pins=state.pins,
             queued_copies=state.queued_copies,
             counters={**state.counters, **self._calls.counters},
+            attached_workers=self._attached.count,
+            staging_bytes=self._attached.staging_bytes,
             handoffs=state.handoffs,
             handoff_bytes=state.handoff_bytes,
             lock_held_seconds=state.lock.held,

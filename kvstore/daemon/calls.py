@@ -1,7 +1,7 @@
-"""What every RPC goes through: a deadline, a gate, and one place where errors become a status.
+"""What every call goes through, over gRPC and over the attach socket: a deadline, a gate, and one place for errors.
 
-A call without a deadline gets one; a longer one is cut. A watchdog (the daemon's tick) cancels what outlives it, so
-that a stalled client cannot hold a thread. Unexpected exceptions fail that one request, logged and counted.
+A call without a deadline gets one; a longer one is cut. Over gRPC a watchdog (the daemon's tick) cancels what outlives
+it, so that a stalled client cannot hold a thread. Unexpected exceptions fail that one request, logged and counted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError, Message
 
 from kvstore.config import LimitsConfig
 from kvstore.core.errors import InvalidInput, KVStoreError
-from kvstore.rpc.status import Reason, status, status_of
+from kvstore.rpc.status import Reason, rule_of, status
 
 log = logging.getLogger("kvstore.daemon")
 
@@ -35,6 +35,25 @@ class Gate(Enum):
     CALL = "calls"
     FETCH = "fetches"
     PUT = "puts"
+    WAIT = "waits"  # a Locate over the attach socket waits in its lane's own thread
+
+
+class Refused(Exception):
+    """A call that is not answered: what its client is told, whichever way it came."""
+
+    def __init__(self, code: grpc.StatusCode, reason: Reason, message: str, retry_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.message = message
+        self.retry_seconds = retry_seconds
+
+
+def shed(message: str) -> Refused:
+    """Too much at once: the client is told when to come back."""
+    return Refused(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.SHED, f"{message}: come back in {RETRY_SECONDS} s", RETRY_SECONDS
+    )
 
 
 class Calls:
@@ -46,10 +65,16 @@ class Calls:
         self._lock = threading.Lock()
         self._left = threading.Condition(self._lock)  # a call ended
         self._running = 0
-        self._room = {Gate.CALL: limits.calls, Gate.FETCH: limits.fetches, Gate.PUT: limits.puts}
+        self._room = {
+            Gate.CALL: limits.calls,
+            Gate.FETCH: limits.fetches,
+            Gate.PUT: limits.puts,
+            Gate.WAIT: limits.lanes,
+        }
         self._deadlines: dict[grpc.ServicerContext, float] = {}
         self._counters: Counter[str] = Counter()
         self._is_draining = False
+        self._is_hasty = False
 
     @property
     def counters(self) -> dict[str, int]:
@@ -67,7 +92,15 @@ class Calls:
     def wait_idle(self, timeout_seconds: float) -> bool:
         """Until no call runs any more: a cancelled one is over for its client before its thread has noticed."""
         with self._lock:
-            return self._left.wait_for(lambda: not self._running, timeout_seconds)
+            self._left.wait_for(lambda: not self._running or self._is_hasty, timeout_seconds)
+            self._is_hasty = False
+            return not self._running
+
+    def hasten(self) -> None:
+        """Cut the `wait_idle` that runs now, or the next one, short."""
+        with self._lock:
+            self._is_hasty = True
+            self._left.notify_all()
 
     def cancel_overdue(self) -> None:
         """End calls that outlived their deadline. Called by the tick thread."""
@@ -81,65 +114,76 @@ class Calls:
             context.cancel()  # type: ignore[no-untyped-call]  # the stubs leave it bare
 
     @contextmanager
-    def admitted(self, name: str, gate: Gate, context: grpc.ServicerContext) -> Iterator[float]:
-        """Runs one call; yields its deadline (monotonic seconds). Every failure leaves as a status."""
+    def admitted(
+        self, name: str, gate: Gate, timeout_seconds: float | None, is_gone: Callable[[], bool] = bool
+    ) -> Iterator[float]:
+        """Runs one call; yields its deadline (monotonic seconds). Every failure leaves as Refused.
+
+        `timeout_seconds` is the client's; None where it named none. Once `is_gone` nobody is told anything.
+        """
         if self._is_draining:
-            context.abort_with_status(
-                status(grpc.StatusCode.UNAVAILABLE, Reason.DRAINING, "the daemon is going down", RETRY_SECONDS)
-            )
-        deadline = self._enter(name, gate, context)
-        if deadline is None:
-            context.abort_with_status(
-                status(
-                    grpc.StatusCode.RESOURCE_EXHAUSTED,
-                    Reason.SHED,
-                    f"too many {gate.value} at once: come back in {RETRY_SECONDS} s",
-                    RETRY_SECONDS,
-                )
-            )
-            raise AssertionError("abort returned")
+            raise Refused(grpc.StatusCode.UNAVAILABLE, Reason.DRAINING, "the daemon is going down", RETRY_SECONDS)
+        deadline = self._enter(name, gate, timeout_seconds)
         try:
             yield deadline
+        except Refused as refused:
+            self.count(f"rpc_refused_{refused.reason.value}")
+            raise
         except KVStoreError as error:
             self.count(f"rpc_refused_{type(error).__name__}")
-            context.abort_with_status(status_of(error))
+            code, reason = rule_of(error)
+            raise Refused(code, reason, str(error)) from error
         except grpc.RpcError:  # the client went away or the call was cancelled: grpc knows
             raise
-        except Exception:
-            if not context.is_active():  # an abort of our own, or the peer left
+        except Exception as error:
+            if is_gone():
                 raise
             self.count("rpc_internal_errors")
             log.exception("%s failed", name)
-            context.abort_with_status(
-                status(grpc.StatusCode.INTERNAL, Reason.INTERNAL, f"{name} failed: see the daemon's log")
-            )
+            message = f"{name} failed: see the daemon's log"
+            raise Refused(grpc.StatusCode.INTERNAL, Reason.INTERNAL, message) from error
         finally:
-            self._leave(gate, context)
+            self._leave(gate)
+
+    @contextmanager
+    def over_grpc(self, name: str, gate: Gate, context: grpc.ServicerContext) -> Iterator[float]:
+        """As `admitted`; failures leave as a gRPC status, and the call is cancelled when it is overdue."""
+        remaining = context.time_remaining()
+        has_none = remaining is None or remaining > NO_DEADLINE_SECONDS
+        try:
+            with self.admitted(
+                name, gate, None if has_none else remaining, lambda: not context.is_active()
+            ) as deadline:
+                with self._lock:
+                    self._deadlines[context] = deadline
+                try:
+                    yield deadline
+                finally:
+                    with self._lock:
+                        self._deadlines.pop(context, None)
+        except Refused as refused:
+            context.abort_with_status(status(refused.code, refused.reason, refused.message, refused.retry_seconds))
 
     def count(self, counter: str) -> None:
         with self._lock:
             self._counters[counter] += 1
 
-    def _enter(self, name: str, gate: Gate, context: grpc.ServicerContext) -> float | None:
-        remaining = context.time_remaining()
-        has_none = remaining is None or remaining > NO_DEADLINE_SECONDS
-        allowed = self._limits.call_seconds if has_none else min(remaining, self._limits.max_call_seconds)
+    def _enter(self, name: str, gate: Gate, timeout_seconds: float | None) -> float:
+        limits = self._limits
+        allowed = limits.call_seconds if timeout_seconds is None else min(timeout_seconds, limits.max_call_seconds)
         with self._lock:
             self._counters[f"rpc_{name.lower()}"] += 1
             if not self._room[gate]:
                 self._counters[f"rpc_shed_{gate.value}"] += 1
-                return None
+                raise shed(f"too many {gate.value} at once")
             self._room[gate] -= 1
             self._running += 1
-            deadline = self._clock() + allowed
-            self._deadlines[context] = deadline
-            return deadline
+            return self._clock() + allowed
 
-    def _leave(self, gate: Gate, context: grpc.ServicerContext) -> None:
+    def _leave(self, gate: Gate) -> None:
         with self._lock:
             self._room[gate] += 1
             self._running -= 1
-            self._deadlines.pop(context, None)
             self._left.notify_all()
 
 

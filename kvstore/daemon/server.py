@@ -1,7 +1,8 @@
 """The gRPC server around a store: binding, threads, health, reflection, draining.
 
 Threads: `kvstore-rpc-*` run the calls, `kvstore-tick` moves the store's clock every half second, grpc's own threads do
-the network. Nothing else is started here; the store's copy threads are its own, `signals.py` has one.
+the network; `kvstore-attach` watches the attach socket and each of its lanes has a `kvstore-lane-*`. Nothing else is
+started here; the store's copy threads are its own, `signals.py` has one.
 """
 
 from __future__ import annotations
@@ -24,8 +25,12 @@ from kvstore.config import Config, LimitsConfig
 from kvstore.core.errors import SocketInUse
 from kvstore.daemon.address import Address, SocketHold, parse_listen
 from kvstore.daemon.admin import AdminService
+from kvstore.daemon.attach import SPARE_LANES, AttachSocket, attach_path
 from kvstore.daemon.calls import Calls, Gate, parsed
+from kvstore.daemon.lanes import LaneService
 from kvstore.daemon.service import KVStoreService
+from kvstore.daemon.staging import StagingRoom
+from kvstore.daemon.workers import Workers
 from kvstore.rpc.limits import MAX_MESSAGE_BYTES
 from kvstore.rpc.methods import ADMIN_SERVICE, KVSTORE_SERVICE, METHODS, Method
 from kvstore.store.store import Store
@@ -55,12 +60,20 @@ class Daemon:
         self._server = _grpc_server(config.limits)
         wanted = parse_listen(config.listen)
         self._hold = SocketHold(wanted.path) if wanted.path is not None else None
+        self._attach: AttachSocket | None = None
         try:
             self.address = _bind(self._server, wanted)
+            path = attach_path(wanted.path) if wanted.path is not None else None
+            if path is not None:
+                self._attach = AttachSocket(path, config.limits.lanes, self._calls)
+            elif wanted.path is not None:
+                log.warning("the socket path is too long for an attach socket beside it: workers share no memory")
         except BaseException:
             if self._hold is not None:
                 self._hold.close()
             raise
+        self._lanes = futures.ThreadPoolExecutor(config.limits.lanes + SPARE_LANES, thread_name_prefix="kvstore-lane")
+        self._watcher: threading.Thread | None = None
         self._ticking = threading.Event()
         self._ticker: threading.Thread | None = None
         self._store: Store | None = None
@@ -70,8 +83,10 @@ class Daemon:
         """Answer calls from now on. The store is the daemon's to tick and to close."""
         self._store = store
         version = server_version()
-        workers = KVStoreService(store, self._config.match.lease_seconds, version)
-        operators = AdminService(store, self._calls, version)
+        attached = Workers(store, StagingRoom(self._config.limits.staging_bytes))
+        path = str(self._attach.path) if self._attach is not None else ""
+        workers = KVStoreService(store, self._config.match.lease_seconds, version, path)
+        operators = AdminService(store, self._calls, version, attached)
         handlers: dict[str, dict[str, Handler]] = {KVSTORE_SERVICE: {}, ADMIN_SERVICE: {}}
         for method in METHODS:
             service = workers if method.service == KVSTORE_SERVICE else operators
@@ -88,6 +103,12 @@ class Daemon:
         self._server.start()
         self._ticker = threading.Thread(target=self._tick, args=(store,), name="kvstore-tick", daemon=True)
         self._ticker.start()
+        if self._attach is not None:
+            lanes = LaneService(store, workers, self._calls, attached)
+            self._watcher = threading.Thread(
+                target=self._attach.run, args=(lanes, attached, self._lanes.submit), name="kvstore-attach", daemon=True
+            )
+            self._watcher.start()
 
     @property
     def store(self) -> Store:
@@ -101,6 +122,12 @@ class Daemon:
         self._health.enter_graceful_shutdown()
         self._calls.drain()
         self._server.stop(drain_seconds).wait(drain_seconds + 1.0)
+        self._calls.wait_idle(max(0.0, ends - time.monotonic()))  # those of the attach socket
+        if self._attach is not None and not self._attach.close(CANCEL_SECONDS):
+            log.warning("lanes of the attach socket are still being served at the end")
+        self._lanes.shutdown(wait=False)
+        if self._watcher is not None:
+            self._watcher.join(1.0)
         if not self._calls.wait_idle(CANCEL_SECONDS):
             log.warning("calls are still running at the end; their bytes are not stored")
         self._ticking.set()
@@ -115,6 +142,7 @@ class Daemon:
         """Cut a running `stop` short: calls in flight are cancelled now. Any thread."""
         self._is_hasty = True
         self._server.stop(0)
+        self._calls.hasten()
 
     def _tick(self, store: Store) -> None:
         while not self._ticking.wait(TICK_SECONDS):
@@ -137,7 +165,7 @@ class Daemon:
 
     def _unary(self, method: Method, call: UnaryCall) -> Callable[[bytes, grpc.ServicerContext], bytes]:
         def handle(raw: bytes, context: grpc.ServicerContext) -> bytes:
-            with self._calls.admitted(method.name, Gate.CALL, context) as deadline:
+            with self._calls.over_grpc(method.name, Gate.CALL, context) as deadline:
                 return call(parsed(method.request, raw), deadline).SerializeToString()
             raise AssertionError("an aborted call returned")
 
@@ -145,14 +173,14 @@ class Daemon:
 
     def _download(self, method: Method, call: DownloadCall) -> Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]:
         def handle(raw: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-            with self._calls.admitted(method.name, Gate.FETCH, context) as deadline:
+            with self._calls.over_grpc(method.name, Gate.FETCH, context) as deadline:
                 yield from call(parsed(method.request, raw), deadline)
 
         return handle
 
     def _upload(self, method: Method, call: UploadCall) -> Callable[[Iterator[bytes], grpc.ServicerContext], bytes]:
         def handle(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-            with self._calls.admitted(method.name, Gate.PUT, context) as deadline:
+            with self._calls.over_grpc(method.name, Gate.PUT, context) as deadline:
                 return call(messages, deadline).SerializeToString()
             raise AssertionError("an aborted call returned")
 

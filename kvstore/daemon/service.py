@@ -34,8 +34,10 @@ TENANT = "default"  # who may open the socket is one tenant
 class KVStoreService:
     """One method per RPC, `(request, deadline) -> response`; `deadline` in monotonic seconds. Raises KVStoreError."""
 
-    def __init__(self, store: Store, lease_seconds: float, version: str) -> None:
+    def __init__(self, store: Store, lease_seconds: float, version: str, attach_path: str = "") -> None:
+        """`attach_path` is empty where there is no attach socket."""
         self._store = store
+        self._attach_path = attach_path
         self._lease_seconds = lease_seconds
         self._version = version
         self._lengths = streams.ReservedLengths()
@@ -66,10 +68,11 @@ class KVStoreService:
             max_batch_blocks=MAX_BATCH_BLOCKS,
             lease_seconds=self._lease_seconds,
             server_version=self._version,
+            attach_path=self._attach_path,
         )
 
     def lookup(self, request: pb.LookupRequest, deadline: float) -> pb.LookupResponse:
-        namespace = self._known(request.namespace_id)
+        namespace = self.known(request.namespace_id)
         block_tokens = namespace.layout.block_tokens
         chain = convert.chain_from_wire(request.chain, block_tokens)
         match = self._store.lookup(
@@ -91,8 +94,8 @@ class KVStoreService:
         return answer
 
     def locate(self, request: pb.LocateRequest, deadline: float) -> pb.LocateResponse:
-        self._known(request.namespace_id)
-        self._check_epoch(request.boot_epoch)
+        self.known(request.namespace_id)
+        self.check_epoch(request.boot_epoch)
         wait = min(convert.seconds_from_wire(request.wait_seconds, "wait_seconds"), MAX_LOCATE_SECONDS)
         seen = request.seen_layers if request.HasField("seen_layers") else None
         until = min(deadline, time.monotonic() + wait)
@@ -106,13 +109,13 @@ class KVStoreService:
         )
 
     def fetch(self, request: pb.FetchRequest, deadline: float) -> Iterator[bytes]:
-        layout = self._known(request.namespace_id).layout
-        self._check_epoch(request.boot_epoch)
+        layout = self.known(request.namespace_id).layout
+        self.check_epoch(request.boot_epoch)
         chain = convert.chain_from_wire(request.chain, layout.block_tokens)
         return streams.fetch(self._store, request, chain, layout, deadline)
 
     def reserve(self, request: pb.ReserveRequest, deadline: float) -> pb.ReserveResponse:
-        namespace = self._known(request.namespace_id)
+        namespace = self.known(request.namespace_id)
         chain = convert.chain_from_wire(request.chain, namespace.layout.block_tokens)
         specs = convert.specs_from_wire(request.objects, chain, namespace.layout)
         reservation = self._store.reserve(
@@ -131,31 +134,36 @@ class KVStoreService:
         )
 
     def put(self, messages: Iterator[bytes], deadline: float) -> pb.PutResponse:
-        return streams.put(self._store, messages, self._lengths, self._known, deadline)
+        return streams.put(self._store, messages, self._lengths, self.known, deadline)
 
     def put_handoff(self, messages: Iterator[bytes], deadline: float) -> pb.PutHandoffResponse:
-        return handoffs.put(self._store, messages, self._known, deadline)
+        return handoffs.put(self._store, messages, self.known, deadline)
 
     def take_handoff(self, request: pb.TakeHandoffRequest, deadline: float) -> Iterator[bytes]:
-        self._known(request.namespace_id)
-        self._check_epoch(request.boot_epoch)
+        self.known(request.namespace_id)
+        self.check_epoch(request.boot_epoch)
         return handoffs.take(self._store, request, deadline)
 
     def commit(self, request: pb.CommitRequest, deadline: float) -> pb.CommitResponse:
-        self._known(request.namespace_id)
-        self._check_epoch(request.boot_epoch)
+        """Of a reservation. Staged objects come over the attach socket (`staged_commit.py`): whose else are they?"""
+        self.known(request.namespace_id)
+        self.check_epoch(request.boot_epoch)
+        if request.staged:
+            raise InvalidInput("staged objects are committed over the attach socket: upload these with Put instead")
         self._lengths.forget(request.reservation)
         durabilities = self._store.commit(request.reservation, request.durable, deadline)
-        return pb.CommitResponse(durabilities=[DURABILITY.to_wire(level) for level in durabilities])
+        return pb.CommitResponse(
+            durabilities=[DURABILITY.to_wire(level) for level in durabilities], boot_epoch=self._store.boot_epoch
+        )
 
     def release(self, request: pb.ReleaseRequest, deadline: float) -> pb.ReleaseResponse:
         if len(request.leases) > MAX_RELEASES:
             raise InvalidInput(f"{len(request.leases)} leases: release at most {MAX_RELEASES} in one call")
-        self._check_epoch(request.boot_epoch)
+        self.check_epoch(request.boot_epoch)
         return pb.ReleaseResponse(released=self._store.release(list(request.leases)))
 
     def report(self, request: pb.ReportRequest, deadline: float) -> pb.ReportResponse:
-        namespace = self._known(request.namespace_id)
+        namespace = self.known(request.namespace_id)
         if request.group >= len(namespace.layout.groups):
             raise InvalidInput(f"group {request.group} does not exist: this layout has {len(namespace.layout.groups)}")
         key = BlockKey(convert.hash_from_wire(request.prefix, "prefix"), request.group)
@@ -163,7 +171,7 @@ class KVStoreService:
         return pb.ReportResponse(dropped=self._store.report(namespace.id, key, reason))
 
     def session(self, request: pb.SessionRequest, deadline: float) -> pb.SessionResponse:
-        namespace = self._known(request.namespace_id)
+        namespace = self.known(request.namespace_id)
         gap = request.expected_gap_seconds if request.HasField("expected_gap_seconds") else None
         self._store.session(
             namespace.id,
@@ -174,7 +182,7 @@ class KVStoreService:
         return pb.SessionResponse()
 
     def prefetch(self, request: pb.PrefetchRequest, deadline: float) -> pb.PrefetchResponse:
-        namespace = self._known(request.namespace_id)
+        namespace = self.known(request.namespace_id)
         block_tokens = namespace.layout.block_tokens
         chain = convert.chain_from_wire(request.chain, block_tokens)
         prompt_tokens = convert.prompt_from_wire(request.prompt_tokens, chain, block_tokens)
@@ -182,7 +190,7 @@ class KVStoreService:
         return pb.PrefetchResponse(objects=objects, bytes=nbytes)
 
     def pin(self, request: pb.PinRequest, deadline: float) -> pb.PinResponse:
-        namespace = self._known(request.namespace_id)
+        namespace = self.known(request.namespace_id)
         chain = convert.chain_from_wire(request.chain, namespace.layout.block_tokens)
         ttl_seconds = convert.seconds_from_wire(request.ttl_seconds, "ttl_seconds")
         if not 0 < ttl_seconds <= MAX_PIN_SECONDS:
@@ -195,12 +203,14 @@ class KVStoreService:
     def unpin(self, request: pb.UnpinRequest, deadline: float) -> pb.UnpinResponse:
         return pb.UnpinResponse(unpinned=self._store.unpin(request.pin))
 
-    def _known(self, namespace_id: bytes) -> OpenedNamespace:
+    def known(self, namespace_id: bytes) -> OpenedNamespace:
+        """The namespace of a request. UnknownNamespace where nobody has opened it."""
         namespace = self._store.namespace(convert.hash_from_wire(namespace_id, "namespace_id"))
         if namespace is None:
             raise UnknownNamespace("this namespace is not open in the daemon: say Hello with its layout first")
         return namespace
 
-    def _check_epoch(self, boot_epoch: int) -> None:
+    def check_epoch(self, boot_epoch: int) -> None:
+        """Raises OtherBootEpoch for a lease or reservation of another run of the daemon."""
         if boot_epoch != self._store.boot_epoch:
             raise OtherBootEpoch("the lease or reservation is from before the daemon's restart: say Hello again")

@@ -23,6 +23,7 @@ from kvstore.rpc.limits import MAX_MESSAGE_BYTES
 
 ATTACH, REGION, STAGING = "Attach", "Region", "Staging"
 OK, ERROR = 0, 1
+REQUEST_SECONDS = 10.0  # from the first byte of a request to its last; a worker on this host needs milliseconds
 
 _REQUEST = struct.Struct("<BBHII")
 _ANSWER = struct.Struct("<BBHI")
@@ -47,15 +48,28 @@ def send_request(lane: socket.socket, request: LaneRequest) -> None:
     lane.sendall(b"".join((head, name, request.body)))
 
 
-def receive_request(lane: socket.socket) -> LaneRequest | None:
-    """The next request; None where the other side has closed. OSError, InvalidInput for what is no request."""
-    head = _receive(lane, _REQUEST.size)
-    if head is None:
+def receive_request(
+    lane: socket.socket, within_seconds: float = REQUEST_SECONDS, idle_seconds: float | None = None
+) -> LaneRequest | None:
+    """The next request; None where the other side has closed.
+
+    Waits for its first byte, without limit where `idle_seconds` names none, and then no longer than `within_seconds`
+    for its last one. OSError (TimeoutError where it is late), InvalidInput for what is no request.
+    """
+    lane.settimeout(idle_seconds)
+    head = lane.recv(_REQUEST.size)
+    if not head:
         return None
+    deadline = time.monotonic() + within_seconds
+    if len(head) < _REQUEST.size:
+        more = _receive(lane, _REQUEST.size - len(head), deadline)
+        if more is None:
+            return None
+        head += more
     name_bytes, zero, zeros, timeout_ms, length = _REQUEST.unpack(head)
     if zero or zeros or length > MAX_MESSAGE_BYTES:
         raise InvalidInput(f"a request of {length} bytes on the attach socket: send at most {MAX_MESSAGE_BYTES}")
-    rest = _receive(lane, name_bytes + length)
+    rest = _receive(lane, name_bytes + length, deadline)
     if rest is None:
         return None
     try:
@@ -102,10 +116,11 @@ def receive_answer(lane: socket.socket, deadline: float) -> LaneAnswer:
     return LaneAnswer(status, body, fd)
 
 
-def _receive(lane: socket.socket, nbytes: int, deadline: float | None = None) -> bytes | None:
+def _receive(lane: socket.socket, nbytes: int, deadline: float) -> bytes | None:
     """Exactly so many bytes; None where the other side closed first."""
     if not nbytes:
         return b""
+    _set_timeout(lane, deadline)
     first = lane.recv(nbytes)
     if len(first) == nbytes:  # as a rule
         return first
@@ -115,8 +130,7 @@ def _receive(lane: socket.socket, nbytes: int, deadline: float | None = None) ->
     view, filled = memoryview(whole), len(first)
     view[:filled] = first
     while filled < nbytes:
-        if deadline is not None:
-            _set_timeout(lane, deadline)
+        _set_timeout(lane, deadline)
         got = lane.recv_into(view[filled:])
         if not got:
             return None
@@ -127,5 +141,5 @@ def _receive(lane: socket.socket, nbytes: int, deadline: float | None = None) ->
 def _set_timeout(lane: socket.socket, deadline: float) -> None:
     left = deadline - time.monotonic()
     if left <= 0:
-        raise TimeoutError("the daemon did not answer on the attach socket in time")
+        raise TimeoutError("the other side of the attach socket did not send in time")
     lane.settimeout(left)

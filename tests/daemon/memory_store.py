@@ -78,7 +78,7 @@ class MemoryStore:
     def namespace(self, id):
         return self.namespaces.get(id)
 
-    def lookup(self, namespace_id, chain, prompt_tokens, hints, owner, can_replay, worker_flops):
+    def lookup(self, namespace_id, chain, prompt_tokens, hints, owner, can_replay, worker_flops, layers=False):
         self.log.append(("lookup", hints, owner, can_replay, worker_flops))
         layout = self.namespaces[namespace_id].layout
         found = 0
@@ -126,6 +126,10 @@ class MemoryStore:
 
     def release(self, leases):
         return len(leases)
+
+    def release_owner(self, owner):
+        self.log.append(("released", owner))
+        return 0
 
     def report(self, namespace_id, key, reason):
         return self.objects.pop(key, None) is not None

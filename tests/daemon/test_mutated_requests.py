@@ -78,6 +78,9 @@ def valid_requests(service: KVStoreService) -> dict[str, object]:
     return {
         "Hello": hello_request,
         "Lookup": lookup,
+        "Locate": pb.LocateRequest(
+            namespace_id=space, boot_epoch=epoch, lease=lease, min_blocks=3, wait_seconds=0.001, seen_layers=2
+        ),
         "Reserve": reserve,
         "Commit": pb.CommitRequest(
             namespace_id=space, boot_epoch=epoch, reservation=reserved.reservation, durable=True
