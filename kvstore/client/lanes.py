@@ -32,6 +32,10 @@ class NoLane(ConnectionError):
     """Nothing was answered: no lane is free, or the one that was used has broken. gRPC has to take the call."""
 
 
+class LanesBusy(NoLane):
+    """All lanes are in use: nothing was sent."""
+
+
 class LaneRefused(Exception):
     """The daemon answered with an error; `error` is what gRPC would have made of it, `reason` as in rpc/status."""
 
@@ -142,7 +146,7 @@ class Lanes:
             if self._is_closed or not self._all:
                 raise NoLane("the attachment has ended")
             if len(self._all) + self._opening >= MAX_LANES:
-                raise NoLane(f"all {MAX_LANES} lanes are in use")
+                raise LanesBusy(f"all {MAX_LANES} lanes are in use")
             return None
 
     def _open(self, deadline: float) -> tuple[socket.socket, pb.AttachResponse]:
