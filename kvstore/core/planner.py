@@ -90,6 +90,11 @@ class Planner:
     def __len__(self) -> int:
         return len(self._room)
 
+    @property
+    def next_generation(self) -> int:
+        """Grows by one with each object that is announced."""
+        return self._reserving.generation
+
     def entry(self, key: BlockKey) -> Entry | None:
         """The live entry of a key, with its copies; read it, do not change it."""
         return self._room.find(key)

@@ -18,11 +18,14 @@ def open_daemon(config: Config) -> Daemon:
     keep_freed_memory()
     daemon = Daemon(config)
     try:
-        daemon.start(open_store(config))
+        gc.disable()  # recovery only adds to the index, and each full collection would walk all of it again
+        try:
+            daemon.start(open_store(config))
+        finally:
+            gc.enable()
     except BaseException:
         daemon.stop(0.0)
         raise
-    gc.freeze()  # what was loaded stays; without this every full collection walks the whole index
     return daemon
 
 

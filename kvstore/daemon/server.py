@@ -28,6 +28,7 @@ from kvstore.daemon.admin import AdminService
 from kvstore.daemon.attach import SPARE_LANES, AttachSocket, attach_path
 from kvstore.daemon.calls import Calls, Gate, parsed
 from kvstore.daemon.lanes import LaneService
+from kvstore.daemon.garbage import Garbage
 from kvstore.daemon.service import KVStoreService
 from kvstore.daemon.staging import StagingRoom
 from kvstore.daemon.workers import Workers
@@ -74,6 +75,7 @@ class Daemon:
             raise
         self._lanes = futures.ThreadPoolExecutor(config.limits.lanes + SPARE_LANES, thread_name_prefix="kvstore-lane")
         self._watcher: threading.Thread | None = None
+        self._garbage = Garbage()
         self._ticking = threading.Event()
         self._ticker: threading.Thread | None = None
         self._store: Store | None = None
@@ -100,6 +102,7 @@ class Daemon:
         )
         for name in ("", KVSTORE_SERVICE, ADMIN_SERVICE):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._garbage.start(store.next_generation)
         self._server.start()
         self._ticker = threading.Thread(target=self._tick, args=(store,), name="kvstore-tick", daemon=True)
         self._ticker.start()
@@ -133,6 +136,7 @@ class Daemon:
         self._ticking.set()
         if self._ticker is not None:
             self._ticker.join(1.0)
+        self._garbage.stop()
         if store is not None:
             store.close(0.0 if self._is_hasty else max(0.0, ends - time.monotonic()))
         if self._hold is not None:
@@ -149,6 +153,7 @@ class Daemon:
             try:
                 self._calls.cancel_overdue()
                 store.tick()
+                self._garbage.tick(store.next_generation)
             except Exception:  # top of a thread: without ticks leases would never end
                 self._calls.count("tick_errors")
                 log.exception("a tick failed")

@@ -249,6 +249,11 @@ class Store:
         """Figures for operators; walks the index, so not for every request."""
         return figures(self._kept)
 
+    @property
+    def next_generation(self) -> int:
+        """Grows by one with each object that is announced; what was there at the start is below its first value."""
+        return self._kept.planner.next_generation  # one number: no lock
+
     def tick(self) -> None:
         """Expiry, retries, recency to disk. The daemon calls it every half second."""
         with self._kept.changed:

@@ -167,6 +167,10 @@ class MemoryStore:
             handoffs=5, handoff_bytes=6, lock=LockFigures(7.0, 8.0, 9.0),
         )  # fmt: skip
 
+    @property
+    def next_generation(self):
+        return 8
+
     def tick(self):
         self.ticks += 1
 
