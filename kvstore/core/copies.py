@@ -6,7 +6,8 @@ the index before the copy ends, both are doomed: their slots are freed when the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable
 from itertools import islice
 
 from kvstore.core.actions import Action, Copy, Drop
@@ -24,6 +25,7 @@ class Copies:
 
     def __init__(self, room: Room, counts: Counts) -> None:
         self.flow = 0  # the last one given
+        self._promoting: Counter[int] = Counter()  # raw bytes that each flow still has to read
         self._room = room
         self._counts = counts
 
@@ -46,18 +48,30 @@ class Copies:
             self._room.review(holding)
         return has_room
 
-    def promote(self, node: Node, states: Iterable[Entry], layers: bool = False) -> list[Action]:
+    @property
+    def promoting_bytes(self) -> tuple[int, ...]:
+        """Raw bytes that each flow of promotions still has to read."""
+        return tuple(self._promoting.values())
+
+    def promote(
+        self, node: Node, states: Iterable[Entry], layers: bool = False, steps: Collection[Entry] = ()
+    ) -> list[Action]:
         """Copies to the host of what a plan at `node` needs and has on disk only, root first, while there is room.
 
-        They make one flow, which is `self.flow` afterwards.
+        `steps` are states of shallower boundaries: each comes right after the rows that it stands on. The copies make
+        one flow, which is `self.flow` afterwards.
         """
         self.flow += 1
         cold: list[Entry] = []
+        at = {step.node: step for step in steps if step.host is None}
         above: Node | None = node
         while above is not None and not above.hot and above.rows is not None:
+            if above in at:
+                cold.append(at.pop(above))
             if above.rows.host is None:
                 cold.append(above.rows)
             above = above.parent
+        cold += at.values()  # on rows that are hot: of use at once
         cold.reverse()
         cold += [state for state in states if state.host is None]
         actions: list[Action] = []
@@ -72,6 +86,7 @@ class Copies:
             disk.busy += 1
             held = Held(CopyStatus.INCOMING, slots, entry.facts.raw_bytes)
             held.flow = self.flow
+            self._promoting[held.flow] += held.nbytes
             self._room.attach(entry, Tier.HOST, held)
             target = (slots, held.stamp, self.flow, layers)
             actions.append(Copy(entry.facts, Tier.DISK, Tier.HOST, disk.slots, disk.nbytes, *target))
@@ -138,6 +153,9 @@ class Copies:
         entry = self._live(key, generation)
         if entry is None or entry.held(tier) is None:
             return self._ended_doomed(key, generation, tier)
+        held = entry.held(tier)
+        assert held is not None
+        self._read(held)
         mark_ready(entry, tier)
         actions = self._free_source(entry, tier)
         self._room.review_all((entry,))
@@ -150,6 +168,7 @@ class Copies:
         held = None if entry is None else entry.held(tier)
         if entry is None or held is None:
             return self._ended_doomed(key, generation, tier)
+        self._read(held)
         actions = self._free_source(entry, tier)
         held.status = CopyStatus.READY  # nobody writes it any more: its slots can be freed
         if tier is Tier.DISK:
@@ -176,6 +195,13 @@ class Copies:
         return []
 
     # -- private --------------------------------------------------------------------------------
+    def _read(self, held: Held) -> None:
+        """A copy ended; if it was a promotion, its flow has less to read."""
+        if held.flow and held.status is CopyStatus.INCOMING:
+            self._promoting[held.flow] -= held.nbytes
+            if self._promoting[held.flow] <= 0:
+                del self._promoting[held.flow]
+
     def _live(self, key: BlockKey, generation: int) -> Entry | None:
         entry = self._room.find(key)
         return entry if entry is not None and entry.facts.generation == generation else None
@@ -199,6 +225,7 @@ class Copies:
         held = self._room.doomed.get((key, generation, tier))
         if held is None:
             return actions
+        self._read(held)
         held.status = CopyStatus.READY
         actions += self._settle(key, generation, tier)
         source = Tier.DISK if tier is Tier.HOST else Tier.HOST

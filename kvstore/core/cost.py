@@ -22,6 +22,7 @@ import operator
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
 from typing import NamedTuple, Self
 
 from kvstore.core.keys import Tier
@@ -170,8 +171,14 @@ def recompute_seconds(layout: ModelLayout, start: int, end: int, worker_flops: f
     return None if model is None else model.recompute_seconds(start, end, worker_flops)
 
 
-def load_seconds(bytes_by_tier: Mapping[Tier, int], speeds: Speeds) -> float | None:
-    """Seconds to read these bytes, one tier after another; None where a needed speed is unknown."""
+def load_seconds(
+    bytes_by_tier: Mapping[Tier, int], speeds: Speeds, coming: Mapping[Tier, int] = MappingProxyType({})
+) -> float | None:
+    """Seconds to read these bytes, one tier after another; None where a needed speed is unknown.
+
+    In front of them the tier reads what other flows wait for: flows take turns, so of each no more than this load has
+    itself. `coming` are those of the bytes that a flow is reading already; they are read once.
+    """
     seconds = 0.0
     for tier, nbytes in bytes_by_tier.items():
         if not nbytes:
@@ -179,7 +186,8 @@ def load_seconds(bytes_by_tier: Mapping[Tier, int], speeds: Speeds) -> float | N
         speed = speeds.read_bytes_per_second.get(tier)
         if not speed:
             return None
-        seconds += nbytes / speed
+        waiting = sum(min(queued, nbytes) for queued in speeds.queued_bytes.get(tier, ()))
+        seconds += (nbytes + max(waiting - coming.get(tier, 0), 0)) / speed
     return seconds
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
 from typing import NamedTuple
 
 from kvstore.core.keys import Tier
@@ -39,6 +40,13 @@ class Hints:
 
 
 class SessionEvent(Enum):
+    """What an agent session does. Of a session that the store knows, by its lookups, the first three keep its chain
+    warm; two of them also bring what is cold of it into host memory, before its next request asks.
+
+    OPENED: it resumes now. TOOL_CALL: it waits for a tool, for `expected_gap_seconds` where the worker says so; only
+    a short gap is worth host memory meanwhile. TURN_ENDED: a person may answer, in seconds or never. CLOSED: forget it.
+    """
+
     OPENED = "opened"
     TOOL_CALL = "tool call"
     TURN_ENDED = "turn ended"
@@ -48,8 +56,12 @@ class SessionEvent(Enum):
 class Speeds(NamedTuple):
     """Measured speeds that price a plan. A missing one makes the price unknown, never zero."""
 
+    # DISK: throughput of the promoting threads together (store/rates.py); HOST: what the worker measured of its own
+    # copies, else what the daemon saw of its readers
     read_bytes_per_second: Mapping[Tier, float]
-    worker_flops: float | None = None  # prefill speed in the cost model's FLOP a second
+    worker_flops: float | None = None  # prefill speed in the cost model's FLOP a second; the worker declares it
+    # raw bytes that each flow of promotions still has to read from a tier (core/copies.py); flows take turns
+    queued_bytes: Mapping[Tier, tuple[int, ...]] = MappingProxyType({})
 
 
 class ResumePoint(NamedTuple):
@@ -60,6 +72,7 @@ class ResumePoint(NamedTuple):
     tier: Tier  # the coldest that has to be read
     load_seconds: float | None
     recompute_seconds: float | None  # of the prompt's tokens from here on
+    comes_along: bool = False  # its state is on the host or comes with the plan's rows: of use once these are here
 
 
 class PlanKind(Enum):
@@ -115,3 +128,4 @@ class Match:
     reason: MissReason
     lease: int | None  # holds rows of [0, plan.tokens) and the plan's state until released or expired
     lineage: bytes  # of the rows under plan.tokens; 16 bytes
+    cold_seconds: float | None = None  # predicted, of computing the whole prompt

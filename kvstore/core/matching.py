@@ -5,10 +5,11 @@ Pure functions over the index; nothing is changed here. Units: tokens, bytes, se
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from kvstore.core.climb import ancestor, hot_above, with_states
-from kvstore.core.cost import CostModel, load_seconds
+from kvstore.core.cost import CostModel
 from kvstore.core.index import Entry, Namespace, Node
 from kvstore.core.keys import Chain, Tier
 from kvstore.core.match import (
@@ -18,11 +19,14 @@ from kvstore.core.match import (
     MissReason,
     Plan,
     PlanKind,
-    ResumePoint,
     Snapshots,
     Speeds,
 )
 from kvstore.core.placement import Placement
+from kvstore.core.prices import Prices, choose
+
+STEPS_SHARE = 1 / 8  # of a cold plan's rows: its steps make the load no more than that longer
+MAX_STEPS = 7  # abandoning between two of eight parts loses an eighth of the load at most; more gain little
 
 
 class Request(NamedTuple):
@@ -32,6 +36,7 @@ class Request(NamedTuple):
     can_replay: bool
     speeds: Speeds
     layers: bool = False  # cold rows are wanted layer by layer
+    hot_only: bool = False  # only what is on the host counts: nothing slow is started
 
 
 class Found(NamedTuple):
@@ -42,18 +47,19 @@ class Found(NamedTuple):
     rows: Entry | None
     hot: Entry | None
     states: tuple[Entry, ...]  # the required state of the plan, and optional groups at the same boundary
+    steps: tuple[Entry, ...] = ()  # cold states of shallower resume points, to come along with the plan's rows
 
 
-def deepest(namespace: Namespace, parent: Node, chain: Chain, is_hot: bool) -> Node:
-    """The last block of the chain whose rows, and all before, are readable (or hot); `parent` if none is.
+def deepest(namespace: Namespace, parent: Node, chain: Chain, fact: Callable[[Node], bool]) -> Node:
+    """The last block of the chain of which, and of all before it, a fact holds that is closed under prefix.
 
-    Both facts are closed under prefix, so this bisects: O(log n) probes.
+    `parent` if it holds of none. Bisects: O(log n) probes.
     """
     low, high, found = 0, chain.blocks, parent
     while low < high:
         middle = (low + high) // 2
         node = namespace.nodes.get(chain.hash_at(middle))
-        if node is not None and node.block == chain.first_block + middle and (node.hot if is_hot else node.readable):
+        if node is not None and node.block == chain.first_block + middle and fact(node):
             low, found = middle + 1, node
         else:
             high = middle
@@ -66,27 +72,33 @@ def find(namespace: Namespace, request: Request, placement: Placement, cost: Cos
     parent = namespace.node(chain.parent)
     if parent is None or parent.block != chain.first_block - 1 or not parent.readable:
         return Found(_empty(layout.canonical, MissReason.PARENT_UNKNOWN, Snapshots()), None, None, None, ())
-    rows = deepest(namespace, parent, chain, is_hot=False)
-    hot = deepest(namespace, parent, chain, is_hot=True) if parent.hot else hot_above(parent)
+    hot = deepest(namespace, parent, chain, is_hot) if parent.hot else hot_above(parent)
+    rows = hot if request.hot_only else deepest(namespace, parent, chain, is_readable)
     limit = min(rows.end_tokens, request.prompt_tokens - 1)
     limit -= limit % layout.resume_alignment
-    prices = _Prices(namespace, hot.end_tokens, request, cost)
-    candidates = _resume_points(namespace, rows, limit)
+    coming = _coming_tokens(namespace, parent, chain, hot, rows)
+    prices = Prices(layout, cost, request.speeds, request.prompt_tokens, hot.end_tokens, coming)
+    candidates = _resume_points(namespace, rows, limit, request.hot_only)
     points = tuple(prices.resume(node, state) for node, state in candidates)
-    best_tokens = points[0].tokens if points else 0
-    replay = None
     window = layout.replay_tokens if placement.replay and request.can_replay else None
-    if window is not None and limit - window > best_tokens:  # it would compute less than the best resume point does
-        replay = prices.replay(limit, window)
-    plan, is_cut = _choose(points, replay, prices.cold())
+    replays = [] if window is None else prices.replays(limit, window)
+    # the deepest replay leads where it would compute less than the best resume point does
+    leads = bool(replays) and replays[0].compute_from > (points[0].tokens if points else 0)
+    cold = prices.cold()
+    plan, is_cut = choose(points, replays, leads, cold)
     node = ancestor(rows, plan.tokens // layout.block_tokens - 1)
     states: tuple[Entry, ...] = ()
     if plan.kind is PlanKind.RESUME:
-        states = tuple(state for state in node.states if _is_offered(state))
+        states = tuple(state for state in node.states if _is_offered(state, request.hot_only))
+    steps: tuple[Entry, ...] = ()
+    if cold.recompute_seconds is not None and plan.tokens > hot.end_tokens:  # only a priced load can be abandoned
+        steps = _steps(candidates, plan.tokens, hot.end_tokens)
+        along = {step.node.end_tokens for step in steps}
+        points = tuple(point._replace(comes_along=point.comes_along or point.tokens in along) for point in points)
     match = Match(
         rows_tokens=rows.end_tokens,
         resume_points=points,
-        replay=replay,
+        replay=replays[0] if leads else None,
         plan=plan,
         snapshots=placement.snapshots(
             above_tokens=plan.tokens,
@@ -100,58 +112,29 @@ def find(namespace: Namespace, request: Request, placement: Placement, cost: Cos
         reason=_reason(layout.resume_alignment, request.prompt_tokens, limit, plan, is_cut),
         lease=None,
         lineage=node.lineage,
+        cold_seconds=cold.recompute_seconds,
     )
     held_hot = node if node.hot else hot
-    return Found(match, rows, node.rows, held_hot.rows, states)
+    return Found(match, rows, node.rows, held_hot.rows, states, steps)
 
 
-class _Prices:
-    """Bytes and seconds of the plans of one request."""
-
-    def __init__(self, namespace: Namespace, hot_tokens: int, request: Request, cost: CostModel | None) -> None:
-        self._layout = namespace.layout
-        self._hot_tokens = hot_tokens
-        self._request = request
-        self._cost = cost
-
-    def resume(self, node: Node, state: Entry | None) -> ResumePoint:
-        tokens = node.end_tokens
-        by_tier = self._rows_bytes(tokens)
-        if state is not None:
-            tier = Tier.HOST if state.is_ready(Tier.HOST) else Tier.DISK
-            by_tier[tier] = by_tier.get(tier, 0) + state.facts.raw_bytes
-        return ResumePoint(
-            tokens,
-            sum(by_tier.values()),
-            _coldest(by_tier),
-            load_seconds(by_tier, self._request.speeds),
-            self._recompute(tokens),
-        )
-
-    def replay(self, tokens: int, replay_tokens: int) -> Plan:
-        by_tier = self._rows_bytes(tokens)
-        seconds = load_seconds(by_tier, self._request.speeds)
-        start = tokens - replay_tokens
-        nbytes = sum(by_tier.values())
-        return Plan(PlanKind.REPLAY, tokens, start, nbytes, _coldest(by_tier), seconds, self._recompute(start))
-
-    def cold(self) -> Plan:
-        return Plan(PlanKind.COLD, 0, 0, 0, None, 0.0, self._recompute(0))
-
-    def _rows_bytes(self, tokens: int) -> dict[Tier, int]:
-        """Rows beyond the hot prefix count as cold; where some are hot after a gap this errs on the slow side."""
-        block = self._layout.rows.nbytes
-        hot = min(tokens, self._hot_tokens) // self._layout.block_tokens * block
-        total = tokens // self._layout.block_tokens * block
-        return {tier: nbytes for tier, nbytes in ((Tier.HOST, hot), (Tier.DISK, total - hot)) if nbytes}
-
-    def _recompute(self, start: int) -> float | None:
-        if self._cost is None:
-            return None
-        return self._cost.recompute_seconds(start, self._request.prompt_tokens, self._request.speeds.worker_flops)
+def is_readable(node: Node) -> bool:
+    return node.readable
 
 
-def _resume_points(namespace: Namespace, rows: Node, limit: int) -> list[tuple[Node, Entry | None]]:
+def is_hot(node: Node) -> bool:
+    return node.hot
+
+
+def _coming_tokens(namespace: Namespace, parent: Node, chain: Chain, hot: Node, rows: Node) -> int:
+    """Rows up to here are on the host, or on their way: promotions go root first and leave from the leaf."""
+    if not parent.hot or hot is rows:
+        return hot.end_tokens
+    node = deepest(namespace, parent, chain, lambda node: node.rows is not None and node.rows.host is not None)
+    return max(node.end_tokens, hot.end_tokens)
+
+
+def _resume_points(namespace: Namespace, rows: Node, limit: int, hot_only: bool) -> list[tuple[Node, Entry | None]]:
     """Boundaries at or below `limit` tokens from which a worker can go on, deepest first."""
     layout, points = namespace.layout, list[tuple[Node, Entry | None]]()
     group = layout.state_group
@@ -164,37 +147,39 @@ def _resume_points(namespace: Namespace, rows: Node, limit: int) -> list[tuple[N
         return points
     for found in with_states(node):
         state = found.state(group) if (found.block + 1) % step == 0 else None
-        if state is not None and _is_offered(state):
+        if state is not None and _is_offered(state, hot_only):
             points.append((found, state))
             if len(points) == MAX_RESUME_POINTS:
                 break
     return points
 
 
-def _is_offered(state: Entry) -> bool:
+def _is_offered(state: Entry, hot_only: bool) -> bool:
     """A state is offered only on the rows that it was computed on."""
-    return state.is_stored and state.facts.lineage == state.node.lineage
+    is_stored = state.is_ready(Tier.HOST) if hot_only else state.is_stored
+    return is_stored and state.facts.lineage == state.node.lineage
 
 
-def _choose(points: tuple[ResumePoint, ...], replay: Plan | None, cold: Plan) -> tuple[Plan, bool]:
-    """The plan with the least predicted time, or the one that computes least where a price is unknown.
+def _steps(candidates: list[tuple[Node, Entry | None]], plan_tokens: int, hot_tokens: int) -> tuple[Entry, ...]:
+    """States of shallower resume points that come along with a cold plan, so that abandoning it loses little.
 
-    True with it: a deeper plan was passed over because recomputing is predicted to be quicker.
+    Evenly spread between what is of use already and the plan's end; a small share of what is loaded anyway.
     """
-    plans = [] if replay is None else [replay]
-    plans += [
-        Plan(PlanKind.RESUME, point.tokens, point.tokens, point.load_bytes, point.tier, *point[3:]) for point in points
-    ]
-    plans.append(cold)  # from least to most computing
-    priced = [
-        (plan.load_seconds + plan.recompute_seconds, order)
-        for order, plan in enumerate(plans)
-        if plan.load_seconds is not None and plan.recompute_seconds is not None
-    ]
-    if len(priced) < len(plans):
-        return plans[0], False
-    _, order = min(priced)
-    return plans[order], order > 0
+    below = [(node, state) for node, state in candidates if node.end_tokens < plan_tokens and state is not None]
+    if not below:
+        return ()
+    here = [node.end_tokens for node, state in below if state.host is not None and node.end_tokens <= hot_tokens]
+    begin = here[0] if here else 0
+    namespace, state_bytes = below[0][0].namespace, below[0][1].facts.raw_bytes
+    rows_bytes = (plan_tokens - hot_tokens) // namespace.layout.block_tokens * namespace.layout.rows.nbytes
+    count = min(MAX_STEPS, int(STEPS_SHARE * rows_bytes / state_bytes))
+    chosen: dict[Entry, None] = {}
+    for index in range(1, count + 1):
+        wanted = begin + (plan_tokens - begin) * index // (count + 1)
+        node, state = min(below, key=lambda each: abs(each[0].end_tokens - wanted))
+        if state.host is None and node.end_tokens > begin:
+            chosen[state] = None
+    return tuple(chosen)
 
 
 def _reason(alignment: int, prompt_tokens: int, limit: int, plan: Plan, is_cut: bool) -> MissReason:
@@ -211,7 +196,3 @@ def _reason(alignment: int, prompt_tokens: int, limit: int, plan: Plan, is_cut: 
 def _empty(canonical: bool, reason: MissReason, snapshots: Snapshots) -> Match:
     plan = Plan(PlanKind.COLD, 0, 0, 0, None, 0.0, None)
     return Match(0, (), None, plan, snapshots, canonical, reason, None, bytes(16))
-
-
-def _coldest(by_tier: dict[Tier, int]) -> Tier:
-    return Tier.DISK if Tier.DISK in by_tier else Tier.HOST

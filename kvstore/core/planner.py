@@ -28,7 +28,7 @@ from kvstore.core.layout import ModelLayout
 from kvstore.core.lease import Lease, Leases, Pin
 from kvstore.core.lifetimes import Lifetimes
 from kvstore.core.match import Hints, Match, SessionEvent
-from kvstore.core.matching import Request, deepest, find
+from kvstore.core.matching import Request, deepest, find, is_readable
 from kvstore.core.policies.lru import LRU
 from kvstore.core.policy import Policy
 from kvstore.core.reserve import ObjectSpec, ReserveStatus
@@ -38,6 +38,9 @@ from kvstore.core.settings import Counts, Settings, segment_pages
 from kvstore.core.space import Space, class_pages, region_pages, slot_pages
 
 MAX_SESSIONS = 65536  # remembered sessions; the oldest is forgotten
+# A tool call that takes longer may find its chain evicted again, or nobody left: promoting for it would push others
+# out. Half a minute is the lease's default, the time that the store holds copies for a worker anyway.
+PREFETCH_GAP_SECONDS = 30.0
 
 
 class Planner:
@@ -132,6 +135,11 @@ class Planner:
         known.update(walked)
         return True
 
+    @property
+    def promoting_bytes(self) -> tuple[int, ...]:
+        """Raw bytes that each flow of promotions still has to read from disk."""
+        return self._copies.promoting_bytes
+
     def take_touched(self) -> set[BlockKey]:
         """Objects used since the last call, for a shell that remembers recency over restarts."""
         touched, self._lifetimes.touched = self._lifetimes.touched, set()
@@ -160,7 +168,9 @@ class Planner:
         expires = now + self.settings.lease_seconds
         lease = self.leases.lease(owner, found.rows, found.hot, found.states, expires)
         self._room.review_all(lease.anchors)
-        actions = self._copies.promote(found.rows.node, found.states, request.layers)
+        for step in found.steps:
+            self._lifetimes.touch(step, now)  # else they are the first to leave again
+        actions = self._copies.promote(found.rows.node, found.states, request.layers, found.steps)
         lease.flow = self._copies.flow
         return replace(match, lease=lease.number), actions
 
@@ -253,14 +263,33 @@ class Planner:
         self.counts.lost += 1
         return list(self._room.forget_all(entry))
 
-    def session(self, name: bytes, session: str, event: SessionEvent, now: float) -> list[Action]:
-        """A session's life: an event of an open one keeps its chain warm, a closed one is forgotten."""
+    def session(
+        self, name: bytes, session: str, event: SessionEvent, now: float, gap_seconds: float | None = None
+    ) -> list[Action]:
+        """A session's life; see `SessionEvent` for what each event does. `gap_seconds` is expected, None unknown."""
         prefix = self._sessions.get((name, session))
-        if prefix is not None and event is SessionEvent.CLOSED:
+        if prefix is None:
+            return []
+        if event is SessionEvent.CLOSED:
             del self._sessions[name, session]
-        elif prefix is not None:
-            self._lifetimes.touch(self._room.find(BlockKey(prefix, 0)), now)
+            return []
+        rows = self._room.find(BlockKey(prefix, 0))
+        if rows is None or not rows.node.readable:
+            return []
+        self._lifetimes.touch(rows, now)
+        is_soon = gap_seconds is not None and gap_seconds <= PREFETCH_GAP_SECONDS
+        if event is SessionEvent.OPENED or (event is SessionEvent.TOOL_CALL and is_soon):
+            return self._copies.promote(rows.node, self._resumable(rows.node))
         return []
+
+    def _resumable(self, node: Node) -> tuple[Entry, ...]:
+        """The states of the deepest boundary that can be resumed at or above a block."""
+        group = node.namespace.layout.state_group
+        for above in with_states(node):
+            state = None if group is None else above.state(group)
+            if state is not None and state.is_stored and state.facts.lineage == above.lineage:
+                return above.states
+        return ()
 
     def pin(self, name: bytes, chain: Chain, ttl_seconds: float, now: float) -> Pin | None:
         """Hold a chain's readable rows and its deepest state. None: nothing readable, or over the byte bound."""
@@ -268,7 +297,7 @@ class Planner:
         parent = namespace.node(chain.parent)
         if parent is None or parent.block != chain.first_block - 1 or not parent.readable:
             return None
-        node = deepest(namespace, parent, chain, is_hot=False)
+        node = deepest(namespace, parent, chain, is_readable)
         if node.rows is None:
             return None
         anchors = [node.rows]
