@@ -8,16 +8,20 @@ import logging
 import os
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from kvstore.config import load_config
+from kvstore.core.keys import Tier
 from kvstore.core.sizes import format_size
 from kvstore.daemon.opening import open_daemon
 from kvstore.daemon.server import Daemon, server_version
 from kvstore.daemon.signals import StopSignals
+from kvstore.store.objects import TierState
+from kvstore.tiers.huge_pages import why_no_huge_pages
 
 log = logging.getLogger("kvstore.daemon")
 
@@ -60,11 +64,14 @@ def ready_facts(daemon: Daemon) -> dict[str, object]:
         "pid": os.getpid(),
         "version": server_version(),
         "boot_epoch": daemon.store.boot_epoch,
+        "attach": str(daemon.attach_path or ""),
+        "huge_pages": _huge_pages(state.tiers),
         "tiers": [
             {
                 "tier": tier.tier.value,
                 "capacity_bytes": tier.capacity_bytes,
                 "ready_bytes": tier.ready_bytes,
+                "huge_bytes": tier.huge_bytes,
                 "objects": tier.objects,
                 "trouble": tier.trouble,
             }
@@ -83,7 +90,17 @@ def _ready_line(facts: dict[str, object]) -> str:
         filling = "" if tier["ready_bytes"] >= tier["capacity_bytes"] else f", {format_size(tier['ready_bytes'])} ready"
         trouble = f", in trouble: {tier['trouble']}" if tier["trouble"] else ""
         words.append(f"{tier['tier']} {size}{filling}{kept}{trouble}")
+    words.append(str(facts["huge_pages"]))
     return f"kvstore {facts['version']} ready on {facts['address']}: {'; '.join(words)}"
+
+
+def _huge_pages(tiers: Sequence[TierState]) -> str:
+    """What pages host memory has so far; the rest of it is populated while the daemon serves."""
+    huge = sum(tier.huge_bytes for tier in tiers if tier.tier is Tier.HOST)
+    if not huge:
+        return f"no huge pages: {why_no_huge_pages()}"
+    ready = sum(tier.ready_bytes for tier in tiers if tier.tier is Tier.HOST)
+    return f"huge pages: {format_size(huge)} of {format_size(ready)}"
 
 
 def _leave() -> None:

@@ -44,6 +44,7 @@ def status_facts(status: pb.StatusResponse) -> dict[str, object]:
                 "capacity_bytes": tier.capacity_bytes,
                 "ready_bytes": tier.ready_bytes,
                 "used_bytes": tier.used_bytes,
+                "huge_bytes": tier.huge_bytes,
                 "objects": tier.objects,
                 "is_writable": tier.is_writable,
                 "trouble": tier.trouble,
@@ -67,6 +68,8 @@ def status_facts(status: pb.StatusResponse) -> dict[str, object]:
         "leases": status.leases,
         "pins": status.pins,
         "queued_copies": status.queued_copies,
+        "attached_workers": status.attached_workers,
+        "staging_bytes": status.staging_bytes,
         "handoffs": status.handoffs,
         "handoff_bytes": status.handoff_bytes,
         "lock_held_seconds": status.lock_held_seconds,
@@ -99,6 +102,12 @@ def _print(console: Console, address: str, status: pb.StatusResponse) -> None:
             spaces.add_row(space.model, space.revision, space.numerics, str(space.rows), str(space.states), host)
         console.print(spaces)
     console.print(f"{status.leases} leases, {status.pins} pins, {status.queued_copies} copies queued", highlight=False)
+    huge_bytes = sum(tier.huge_bytes for tier in status.tiers)
+    if huge_bytes:
+        console.print(f"{format_size(huge_bytes)} of host memory in huge pages", highlight=False)
+    if status.attached_workers or status.staging_bytes:
+        staged = format_size(status.staging_bytes)
+        console.print(f"{status.attached_workers} workers attached, {staged} of staging", highlight=False)
     if status.handoff_bytes:
         console.print(f"{status.handoffs} handoffs in {format_size(status.handoff_bytes)}", highlight=False)
     console.print(

@@ -65,6 +65,7 @@ def _tier(state: TierState) -> pb.TierStatus:
         trouble=state.trouble,
         read_bytes_per_second=state.read_bytes_per_second or 0.0,
         write_bytes_per_second=state.write_bytes_per_second or 0.0,
+        huge_bytes=state.huge_bytes,
     )
 
 

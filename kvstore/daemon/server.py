@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from importlib import metadata
+from pathlib import Path
 from typing import TypeAlias
 
 import grpc
@@ -86,8 +87,7 @@ class Daemon:
         self._store = store
         version = server_version()
         attached = Workers(store, StagingRoom(self._config.limits.staging_bytes))
-        path = str(self._attach.path) if self._attach is not None else ""
-        workers = KVStoreService(store, self._config.match.lease_seconds, version, path)
+        workers = KVStoreService(store, self._config.match.lease_seconds, version, str(self.attach_path or ""))
         operators = AdminService(store, self._calls, version, attached)
         handlers: dict[str, dict[str, Handler]] = {KVSTORE_SERVICE: {}, ADMIN_SERVICE: {}}
         for method in METHODS:
@@ -112,6 +112,11 @@ class Daemon:
                 target=self._attach.run, args=(lanes, attached, self._lanes.submit), name="kvstore-attach", daemon=True
             )
             self._watcher.start()
+
+    @property
+    def attach_path(self) -> Path | None:
+        """Where workers of this host attach; None where there is no such socket."""
+        return self._attach.path if self._attach is not None else None
 
     @property
     def store(self) -> Store:

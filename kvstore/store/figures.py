@@ -60,4 +60,5 @@ def _tier_state(kept: Kept, tier: Tier, objects: int) -> TierState:
         trouble,
         kept.rates.read.get(tier),
         kept.rates.written.get(tier),
+        kept.host.huge_bytes if tier is Tier.HOST else 0,
     )

@@ -88,6 +88,7 @@ class TierState(NamedTuple):
     trouble: str  # empty when all is well
     read_bytes_per_second: float | None
     write_bytes_per_second: float | None
+    huge_bytes: int = 0  # of `ready_bytes`, those in huge pages
 
 
 class NamespaceState(NamedTuple):

@@ -15,20 +15,17 @@ import mmap
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 from kvstore.core.errors import TierFault
 from kvstore.core.keys import PAGE_BYTES
+from kvstore.tiers.huge_pages import HUGE_PAGE_BYTES, asks_for_huge_pages, free_huge_pages, transparent_bytes
 
 STAMP_BYTES = 8
-HUGE_PAGE_BYTES = 2 << 20
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; Python 3.11's mmap module does not name it
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _F_SEAL_FUTURE_WRITE = 0x10  # Linux 5.1; no writable mapping from now on, also through /proc/self/fd
 _MFD_HUGETLB = 4
-_RESERVED_HUGE = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
-_SHMEM_HUGE = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 
 
 class Region(NamedTuple):
@@ -36,7 +33,7 @@ class Region(NamedTuple):
     memory: mmap.mmap
     view: memoryview  # of the whole file, writable
     stamps: memoryview  # of its stamp table, as u64
-    is_huge: bool
+    huge_bytes: int  # of its pages' bytes
 
 
 def stamp_offset(region_pages: int) -> int:
@@ -64,8 +61,8 @@ class HostTier:
 
     @property
     def huge_bytes(self) -> int:
-        """Of the populated bytes, those that the machine granted huge pages for."""
-        return sum(region.is_huge for region in self._regions) * self.region_pages * PAGE_BYTES
+        """Of the populated bytes, those that lie in huge pages."""
+        return sum(region.huge_bytes for region in self._regions)
 
     def populate(self) -> None:
         """Add one region. TierFault where the machine does not grant the memory.
@@ -117,7 +114,7 @@ class HostTier:
 def _region(nbytes: int, pages: int) -> Region:
     fd = os.memfd_create("kvstore-region", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        asked = _asks_for_huge_pages()
+        asked = asks_for_huge_pages()
         if not asked:
             os.posix_fallocate(fd, 0, nbytes)  # with small pages; huge ones come with the first touch
         else:
@@ -133,13 +130,13 @@ def _region(nbytes: int, pages: int) -> Region:
     except BaseException:
         os.close(fd)
         raise
-    return _mapped(fd, memory, pages, is_huge=asked and nbytes >= HUGE_PAGE_BYTES)
+    return _mapped(fd, memory, pages, transparent_bytes(memory) if asked else 0)
 
 
 def _huge_region(nbytes: int, pages: int) -> Region | None:
     """A region of huge pages that the operator reserved (vm.nr_hugepages), while there are enough of them."""
     whole = -(-nbytes // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
-    if pages * PAGE_BYTES < HUGE_PAGE_BYTES or _free_huge_pages() * HUGE_PAGE_BYTES < whole:
+    if pages * PAGE_BYTES < HUGE_PAGE_BYTES or free_huge_pages() * HUGE_PAGE_BYTES < whole:
         return None
     fd = -1
     try:
@@ -152,13 +149,13 @@ def _huge_region(nbytes: int, pages: int) -> Region | None:
         if fd >= 0:
             os.close(fd)
         return None
-    return _mapped(fd, memory, pages, is_huge=True)
+    return _mapped(fd, memory, pages, whole)
 
 
-def _mapped(fd: int, memory: mmap.mmap, pages: int, *, is_huge: bool) -> Region:
+def _mapped(fd: int, memory: mmap.mmap, pages: int, huge_bytes: int) -> Region:
     view = memoryview(memory)
     table = view[stamp_offset(pages) : stamp_offset(pages) + pages * STAMP_BYTES]
-    return Region(fd, memory, view, table.cast("Q"), is_huge)
+    return Region(fd, memory, view, table.cast("Q"), min(huge_bytes, pages * PAGE_BYTES))
 
 
 def _touch(memory: mmap.mmap) -> None:
@@ -174,16 +171,3 @@ def _seal(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS | _F_SEAL_FUTURE_WRITE)
     except OSError as error:
         raise OSError(error.errno, "this kernel cannot seal memory against future writing; Linux 5.1 can") from error
-
-
-def _free_huge_pages() -> int:
-    with suppress(OSError, ValueError):
-        return int(_RESERVED_HUGE.read_text())
-    return 0
-
-
-def _asks_for_huge_pages() -> bool:
-    """Whether shared memory gets transparent huge pages for the asking on this machine."""
-    with suppress(OSError):
-        return any(f"[{mode}]" in _SHMEM_HUGE.read_text() for mode in ("always", "within_size", "advise"))
-    return False

@@ -157,6 +157,7 @@ class MemoryStore:
             trouble="",
             read_bytes_per_second=None,
             write_bytes_per_second=2.0,
+            huge_bytes=100,
         )
         spaces = [
             SimpleNamespace(id=space.id, layout=space.layout, rows=len(self.objects), states=0, host_bytes=0)
