@@ -50,7 +50,7 @@ class Lane:
 
 
 class AttachSocket:
-    """Bound from construction, serving from `run` to `close`."""
+    """Bound from construction; workers may connect from `listen` on and are served from `run` to `close`."""
 
     def __init__(self, path: Path, max_lanes: int, calls: Calls) -> None:
         """Raises SocketInUse or OperatorError, and then holds nothing."""
@@ -71,13 +71,18 @@ class AttachSocket:
         self._lock = threading.Lock()
         self._left = threading.Condition(self._lock)  # a lane's thread ended
         self._lanes: dict[int, Lane] = {}  # by descriptor, which is open for as long
+        self._is_listening = False
         self._is_closing = False
+
+    def listen(self) -> None:
+        """Before `run` is given a thread, which has to follow: it closes the socket."""
+        self._listener.listen(BACKLOG)
+        self._is_listening = True
 
     def run(self, service: LaneService, workers: Workers, submit: Callable[[Callable[[], None]], object]) -> None:
         """Accept and watch until `close`; `submit` starts a lane's thread. Top of a thread."""
         watch = select.epoll()
-        with watch:
-            self._listener.listen(BACKLOG)
+        with watch, self._listener:  # closed by nobody else: a closed one would wake nobody
             watch.register(self._listener.fileno(), select.EPOLLIN)
             while not self._is_closing:
                 events = watch.poll()
@@ -102,7 +107,8 @@ class AttachSocket:
                 with suppress(OSError):  # it is gone already
                     lane.socket.shutdown(socket.SHUT_RDWR)
             has_ended = self._left.wait_for(lambda: not self._lanes, timeout_seconds)
-        self._listener.close()
+        if not self._is_listening:
+            self._listener.close()
         self._hold.close()
         return has_ended
 

@@ -107,6 +107,7 @@ class Daemon:
         self._ticker = threading.Thread(target=self._tick, args=(store,), name="kvstore-tick", daemon=True)
         self._ticker.start()
         if self._attach is not None:
+            self._attach.listen()
             lanes = LaneService(store, workers, self._calls, attached)
             self._watcher = threading.Thread(
                 target=self._attach.run, args=(lanes, attached, self._lanes.submit), name="kvstore-attach", daemon=True
