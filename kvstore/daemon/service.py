@@ -84,6 +84,10 @@ class KVStoreService:
             request.can_replay,
             convert.flops_from_wire(request.worker_flops) if request.HasField("worker_flops") else None,
             layers=request.order == pb.LOAD_ORDER_LAYERS,
+            host_bytes_per_second=convert.speed_from_wire(request.host_bytes_per_second, "host_bytes_per_second")
+            if request.HasField("host_bytes_per_second")
+            else None,
+            hot_only=request.hot_only,
         )
         answer = match_to_wire(match, self._store.boot_epoch)
         if request.want_descriptors and match.lease is not None:

@@ -56,10 +56,15 @@ def seconds_from_wire(value: float, what: str) -> float:
     return value
 
 
-def flops_from_wire(value: float) -> float:
-    if not (math.isfinite(value) and value > 0):
-        raise InvalidInput(f"worker_flops={value} is not a finite number above 0: leave it out when it is unknown")
+def speed_from_wire(value: float, what: str) -> float:
+    """A rate that times are divided by: finite and above 0."""
+    if not math.isfinite(value) or value <= 0:
+        raise InvalidInput(f"{what}={value} is not a finite number above 0: leave it out when it is unknown")
     return value
+
+
+def flops_from_wire(value: float) -> float:
+    return speed_from_wire(value, "worker_flops")
 
 
 def chain_to_wire(chain: Chain) -> pb.Chain:

@@ -27,6 +27,7 @@ def match_to_wire(match: Match, boot_epoch: int) -> pb.LookupResponse:
         reason=MISS_REASON.to_wire(match.reason),
         lease=match.lease or 0,
         lineage=match.lineage,
+        cold_seconds=match.cold_seconds,
     )
 
 
@@ -47,6 +48,7 @@ def match_from_wire(message: pb.LookupResponse) -> Match:
         reason=MISS_REASON.to_core(message.reason),
         lease=message.lease or None,
         lineage=lineage_from_wire(message.lineage),
+        cold_seconds=_price(message.cold_seconds) if message.HasField("cold_seconds") else None,
     )
 
 
@@ -57,11 +59,13 @@ def _point_to_wire(point: ResumePoint) -> pb.ResumePoint:
         tier=TIER.to_wire(point.tier),
         load_seconds=point.load_seconds,
         recompute_seconds=point.recompute_seconds,
+        comes_along=point.comes_along,
     )
 
 
 def _point_from_wire(message: pb.ResumePoint) -> ResumePoint:
-    return ResumePoint(message.tokens, message.load_bytes, TIER.to_core(message.tier), *_prices(message))
+    prices = _prices(message)
+    return ResumePoint(message.tokens, message.load_bytes, TIER.to_core(message.tier), *prices, message.comes_along)
 
 
 def _plan_to_wire(plan: Plan) -> pb.Plan:
@@ -88,9 +92,12 @@ def _tier(value: pb.Tier.ValueType) -> Tier | None:
 
 
 def _prices(message: pb.Plan | pb.ResumePoint) -> tuple[float | None, float | None]:
-    load = message.load_seconds if message.HasField("load_seconds") else None
-    recompute = message.recompute_seconds if message.HasField("recompute_seconds") else None
-    for price in (load, recompute):
-        if price is not None and math.isnan(price):
-            raise InvalidInput("a match carries a price that is no number")
+    load = _price(message.load_seconds) if message.HasField("load_seconds") else None
+    recompute = _price(message.recompute_seconds) if message.HasField("recompute_seconds") else None
     return load, recompute
+
+
+def _price(seconds: float) -> float:
+    if math.isnan(seconds):
+        raise InvalidInput("a match carries a price that is no number")
+    return seconds

@@ -110,11 +110,18 @@ class Store:
         can_replay: bool,
         worker_flops: float | None,
         layers: bool = False,
+        host_bytes_per_second: float | None = None,
+        hot_only: bool = False,
     ) -> Match:
-        """Match, lease, and start promoting what is cold; with `layers` layer by layer."""
+        """Match, lease, and start promoting what is cold; with `layers` layer by layer.
+
+        `host_bytes_per_second` is what the worker measured of its own copies. With `hot_only` only what is on the
+        host counts, and nothing is promoted.
+        """
         with self._kept.lock:
             self._kept.check_namespace(namespace_id)
-            request = self._request(chain, prompt_tokens, hints, can_replay, worker_flops, layers)
+            speeds = self._speeds(worker_flops, host_bytes_per_second)
+            request = Request(chain, prompt_tokens, hints, can_replay, speeds, layers, hot_only)
             match, actions = self._kept.planner.lookup(namespace_id, request, owner, self._kept.clock())
             self._kept.run(actions)
             self._kept.counters["lookups"] += 1
@@ -170,7 +177,7 @@ class Store:
         """Promote what a lookup would need: objects and bytes that are now under way."""
         with self._kept.lock:
             self._kept.check_namespace(namespace_id)
-            request = self._request(chain, prompt_tokens, Hints(), False, None, False)
+            request = Request(chain, prompt_tokens, Hints(), False, self._speeds(None, None))
             objects, nbytes, actions = self._kept.planner.prefetch(namespace_id, request, self._kept.clock())
             self._kept.run(actions)
         return objects, nbytes
@@ -234,7 +241,7 @@ class Store:
     def session(self, namespace_id: bytes, session: str, event: SessionEvent, gap: float | None) -> None:
         with self._kept.lock:
             self._kept.check_namespace(namespace_id)
-            self._kept.run(self._kept.planner.session(namespace_id, session, event, self._kept.clock()))
+            self._kept.run(self._kept.planner.session(namespace_id, session, event, self._kept.clock(), gap))
 
     def pin(self, namespace_id: bytes, chain: Chain, ttl_seconds: float) -> Pin | None:
         with self._kept.lock:
@@ -317,16 +324,12 @@ class Store:
                 self._kept.trouble(Tier.DISK, str(fault))
         self._kept.mover.start()
 
-    def _request(
-        self,
-        chain: Chain,
-        prompt_tokens: int,
-        hints: Hints,
-        can_replay: bool,
-        worker_flops: float | None,
-        layers: bool,
-    ) -> Request:
-        return Request(chain, prompt_tokens, hints, can_replay, Speeds(self._kept.rates.read, worker_flops), layers)
+    def _speeds(self, worker_flops: float | None, host_bytes_per_second: float | None) -> Speeds:
+        """What prices a plan now: measured rates, and what is queued in front of it."""
+        read = self._kept.rates.read
+        if host_bytes_per_second is not None:
+            read = {**read, Tier.HOST: host_bytes_per_second}
+        return Speeds(read, worker_flops, {Tier.DISK: self._kept.planner.promoting_bytes})
 
     def _persist_recency(self) -> None:
         with self._kept.lock:

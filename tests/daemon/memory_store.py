@@ -78,7 +78,7 @@ class MemoryStore:
     def namespace(self, id):
         return self.namespaces.get(id)
 
-    def lookup(self, namespace_id, chain, prompt_tokens, hints, owner, can_replay, worker_flops, layers=False):
+    def lookup(self, namespace_id, chain, prompt_tokens, hints, owner, can_replay, worker_flops, layers=False, **_):
         self.log.append(("lookup", hints, owner, can_replay, worker_flops))
         layout = self.namespaces[namespace_id].layout
         found = 0

@@ -247,6 +247,7 @@ def test_hints_and_speeds_reach_the_store(peer, store):
     assert (seen.session, seen.mode, seen.breakpoints) == ("a7", InferenceMode.THINK_MAX, (128,))
     assert (owner, can_replay, flops) == (WORKER, True, 1e12)
     assert isinstance(refusal(peer.lookup, peer.chain(1), worker_flops=-1.0), InvalidInput)
+    assert isinstance(refusal(peer.lookup, peer.chain(1), host_bytes_per_second=0.0), InvalidInput)
     assert isinstance(refusal(peer.lookup, peer.chain(1), worker_id=b"short"), InvalidInput)
 
 

@@ -242,7 +242,7 @@ def _match(**changes):
     point = ResumePoint(256, 7000, Tier.DISK, 0.5, None)
     values = {
         "rows_tokens": 384,
-        "resume_points": (point, ResumePoint(128, 3000, Tier.HOST, None, 2.0)),
+        "resume_points": (point, ResumePoint(128, 3000, Tier.HOST, None, 2.0, True)),
         "replay": Plan(PlanKind.REPLAY, 384, 128, 6000, Tier.HOST, 0.1, 0.2),
         "plan": Plan(PlanKind.RESUME, 256, 256, 7000, Tier.DISK, 0.5, None),
         "snapshots": Snapshots((512, 640), 1024, True),
@@ -250,13 +250,18 @@ def _match(**changes):
         "reason": MissReason.STATE_MISSING,
         "lease": 9,
         "lineage": b"l" * 16,
+        "cold_seconds": 3.5,
     }
     return Match(**(values | changes))
 
 
 @pytest.mark.parametrize(
     "match",
-    [_match(), _match(plan=COLD_PLAN, replay=None, resume_points=(), lease=None, rows_tokens=0, snapshots=Snapshots())],
+    [
+        _match(),
+        _match(cold_seconds=None),
+        _match(plan=COLD_PLAN, replay=None, resume_points=(), lease=None, rows_tokens=0, snapshots=Snapshots()),
+    ],
 )
 def test_a_match_survives_the_wire(match):
     sent = match_to_wire(match, boot_epoch=5)
@@ -272,6 +277,7 @@ def test_a_match_survives_the_wire(match):
         _match(plan=Plan(PlanKind.COLD, 128, 0, 0, None, None, None)),
         _match(plan=Plan(PlanKind.RESUME, 128, 256, 0, Tier.HOST, None, None)),
         _match(plan=Plan(PlanKind.RESUME, 128, 128, 0, Tier.HOST, math.nan, None)),
+        _match(cold_seconds=math.nan),
         _match(snapshots=Snapshots(tuple(range(65)))),
     ],
 )

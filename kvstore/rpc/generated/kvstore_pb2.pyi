@@ -729,6 +729,7 @@ class LookupRequest(_message.Message):
     WANT_DESCRIPTORS_FIELD_NUMBER: _builtins.int
     HOST_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
     ORDER_FIELD_NUMBER: _builtins.int
+    HOT_ONLY_FIELD_NUMBER: _builtins.int
     namespace_id: _builtins.bytes
     worker_id: _builtins.bytes
     prompt_tokens: _builtins.int
@@ -742,6 +743,8 @@ class LookupRequest(_message.Message):
     """How fast this worker takes bytes out of host memory, as it measured itself; unset: what the daemon saw of its streams."""
     order: Global___LoadOrder.ValueType
     """In which order cold rows are wanted."""
+    hot_only: _builtins.bool
+    """Only what is in host memory counts: nothing slow is started."""
     @_builtins.property
     def chain(self) -> Global___Chain: ...
     @_builtins.property
@@ -759,10 +762,11 @@ class LookupRequest(_message.Message):
         want_descriptors: _builtins.bool = ...,
         host_bytes_per_second: _builtins.float | None = ...,
         order: Global___LoadOrder.ValueType = ...,
+        hot_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_host_bytes_per_second", b"_host_bytes_per_second", "_worker_flops", b"_worker_flops", "chain", b"chain", "hints", b"hints", "host_bytes_per_second", b"host_bytes_per_second", "worker_flops", b"worker_flops"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_host_bytes_per_second", b"_host_bytes_per_second", "_worker_flops", b"_worker_flops", "can_replay", b"can_replay", "chain", b"chain", "hints", b"hints", "host_bytes_per_second", b"host_bytes_per_second", "namespace_id", b"namespace_id", "order", b"order", "prompt_tokens", b"prompt_tokens", "want_descriptors", b"want_descriptors", "worker_flops", b"worker_flops", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_host_bytes_per_second", b"_host_bytes_per_second", "_worker_flops", b"_worker_flops", "can_replay", b"can_replay", "chain", b"chain", "hints", b"hints", "host_bytes_per_second", b"host_bytes_per_second", "hot_only", b"hot_only", "namespace_id", b"namespace_id", "order", b"order", "prompt_tokens", b"prompt_tokens", "want_descriptors", b"want_descriptors", "worker_flops", b"worker_flops", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__host_bytes_per_second: _TypeAlias = _typing.Literal["host_bytes_per_second"]  # noqa: Y015
     _WhichOneofArgType__host_bytes_per_second: _TypeAlias = _typing.Literal["_host_bytes_per_second", b"_host_bytes_per_second"]  # noqa: Y015
@@ -902,11 +906,16 @@ class ResumePoint(_message.Message):
     TIER_FIELD_NUMBER: _builtins.int
     LOAD_SECONDS_FIELD_NUMBER: _builtins.int
     RECOMPUTE_SECONDS_FIELD_NUMBER: _builtins.int
+    COMES_ALONG_FIELD_NUMBER: _builtins.int
     tokens: _builtins.int
     load_bytes: _builtins.int
     tier: Global___Tier.ValueType
     load_seconds: _builtins.float
     recompute_seconds: _builtins.float
+    comes_along: _builtins.bool
+    """Its state is in host memory or comes with the plan's rows: where the plan is abandoned, this point is of use as soon
+    as its rows are there.
+    """
     def __init__(
         self,
         *,
@@ -915,10 +924,11 @@ class ResumePoint(_message.Message):
         tier: Global___Tier.ValueType = ...,
         load_seconds: _builtins.float | None = ...,
         recompute_seconds: _builtins.float | None = ...,
+        comes_along: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_load_seconds", b"_load_seconds", "_recompute_seconds", b"_recompute_seconds", "load_seconds", b"load_seconds", "recompute_seconds", b"recompute_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_load_seconds", b"_load_seconds", "_recompute_seconds", b"_recompute_seconds", "load_bytes", b"load_bytes", "load_seconds", b"load_seconds", "recompute_seconds", b"recompute_seconds", "tier", b"tier", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_load_seconds", b"_load_seconds", "_recompute_seconds", b"_recompute_seconds", "comes_along", b"comes_along", "load_bytes", b"load_bytes", "load_seconds", b"load_seconds", "recompute_seconds", b"recompute_seconds", "tier", b"tier", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__load_seconds: _TypeAlias = _typing.Literal["load_seconds"]  # noqa: Y015
     _WhichOneofArgType__load_seconds: _TypeAlias = _typing.Literal["_load_seconds", b"_load_seconds"]  # noqa: Y015
