@@ -29,7 +29,7 @@ from kvstore.client.counters import Counters
 from kvstore.client.fetch import Fetcher
 from kvstore.client.handoff import HandoffCalls, checked_payload
 from kvstore.client.hashing import Extras, HashedTokens, Hasher, Tokens
-from kvstore.client.lineages import Lineages
+from kvstore.client.lineages import Lineages, Parent
 from kvstore.client.link import Link, Session
 from kvstore.client.lookups import Lookups
 from kvstore.client.match import Asked, Blocks, ClientMatch, empty_match
@@ -81,7 +81,7 @@ class Client:
         self._hasher = Hasher(layout.block_tokens, bounds.memo_bytes, self._counters)
         self._lineages = Lineages(bounds.lineages)
         self._link = Link(address, layout, timeouts, self._counters, existing_only=existing_only)
-        self._writer = Writer(self._link, bounds, timeouts)
+        self._writer = Writer(self._link, self._lineages, bounds, timeouts)
         self._lookups = Lookups(
             self._link, self._hasher, self._lineages, layout,
             can_replay=can_replay, worker_flops=worker_flops, release=self._writer.release,
@@ -106,6 +106,11 @@ class Client:
     def is_attached(self) -> bool:
         """Whether calls and bytes go through memory shared with a daemon on this host; else they go over gRPC."""
         return self._link.attaching.is_attached
+
+    @property
+    def has_staging(self) -> bool:
+        """Whether puts are packed where a daemon on this host copies them from; else they are streamed to it."""
+        return self._writer.has_staging
 
     @property
     def counters(self) -> dict[str, int]:
@@ -152,7 +157,8 @@ class Client:
         on, where they begin at its end; without it the client goes by what it loaded and put itself.
 
         False where it was not taken, counted as `puts_shed` (queue full), `puts_no_memory`, `puts_unconnected` or
-        `puts_unknown_parent` (what lies below `first_block` is not known for certain).
+        `puts_unknown_parent` (what lies below `first_block` is not known for certain). The last is also counted where a
+        put that was still queued turns out to leave no certain lineage for one that was taken on top of it.
         """
         own = int32_tokens(tokens)
         own_hints, own_extras = checked_hints(hints), checked_extras(extras)
@@ -168,16 +174,22 @@ class Client:
         end = (arrays.first_block + arrays.blocks) * self.layout.block_tokens
         hashed = self._hasher.hashed(session.root, own[:end], own_extras)
         lineage = self._lineage_under(hashed, arrays.first_block, onto)
-        if lineage is None:
+        if lineage is Parent.UNKNOWN:
             self._counters.add("puts_unknown_parent")
             return False
+        nbytes = arrays.room_bytes(self._packings)
+        extent = self._writer.stage(nbytes)
         try:
-            job, lineages = packed_job(arrays, self._packings, hashed, lineage, own_hints, self._pool)
+            buffer = self._pool.take(nbytes) if extent is None else extent.bytes
         except OSError:  # no memory to map
             self._counters.add("puts_no_memory")
             return False
-        self._lineages.note(job.chain.hashes, lineages)
+        job = packed_job(
+            arrays, self._packings, hashed, None if isinstance(lineage, Parent) else lineage, own_hints, buffer, extent
+        )
         if not self._writer.offer(job):
+            if extent is not None:
+                extent.give_back()
             self._counters.add("puts_shed")
             return False
         return True
@@ -301,7 +313,7 @@ class Client:
     ) -> None:
         self.close()
 
-    def _lineage_under(self, hashed: HashedTokens, first_block: int, onto: Blocks | None) -> bytes | None:
+    def _lineage_under(self, hashed: HashedTokens, first_block: int, onto: Blocks | None) -> bytes | Parent:
         if onto is not None and onto.plan.tokens == first_block * self.layout.block_tokens:
             return onto.lineage
         return self._lineages.under(hashed.position(first_block), hashed.root)

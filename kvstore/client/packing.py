@@ -60,7 +60,7 @@ class Packing:
             check_array(arrays[name], shape, f"component {name!r} of {what}")
 
     def pack(self, arrays: Mapping[str, Bytes], objects: Bytes) -> None:
-        """Copy checked rows arrays into `objects`, shape (blocks, object bytes), contiguous."""
+        """Copy checked rows arrays into `objects`, contiguous, shape (blocks, object bytes or more: the rest stays)."""
         for name in self.components:
             for run, view in self._views(name, objects):
                 view[...] = arrays[name][:, run.first : run.first + run.layers]
@@ -80,14 +80,18 @@ class Packing:
             array[:, run.first : run.first + run.layers] = view
 
     def _views(self, name: str, objects: Bytes) -> Iterator[tuple[Run, Bytes]]:
+        return self.sections(name, objects, 0, objects.shape[1], len(objects))
+
+    def sections(self, name: str, buffer: Bytes, offset: int, spacing: int, blocks: int) -> Iterator[tuple[Run, Bytes]]:
+        """Views of one component in objects that start at `offset` in a flat buffer and then every `spacing` bytes,
+        which may be negative. ValueError where an object would lie outside the buffer."""
         component = self.components[name]
         for run in component.runs:
-            shape = (len(objects), run.layers, component.section_bytes)
-            strides = (self.object_bytes, run.stride, 1)
-            if not len(objects):
+            shape = (blocks, run.layers, component.section_bytes)
+            if not blocks:
                 yield run, np.empty(shape, np.uint8)
             else:
-                yield run, np.ndarray(shape, np.uint8, objects, run.offset, strides)
+                yield run, np.ndarray(shape, np.uint8, buffer, offset + run.offset, (spacing, run.stride, 1))
 
 
 def check_array(array: object, shape: tuple[int, ...], what: str) -> None:

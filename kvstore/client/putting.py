@@ -1,4 +1,7 @@
-"""What one put is made of: checked arrays -> packed objects with checksums and lineages, ready to be announced."""
+"""What one put is made of: checked arrays -> packed objects, to be summed up and announced by the writer's thread.
+
+Packing is all that a worker's thread does: one copy. Checksums and lineages are made later, where nobody waits.
+"""
 
 from __future__ import annotations
 
@@ -7,34 +10,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvstore.client.buffers import BufferPool, Bytes
+from kvstore.client.buffers import Bytes
 from kvstore.client.hashing import HashedTokens
+from kvstore.client.jobs import Piece, PutJob, place, step_bytes
 from kvstore.client.packing import Packing
-from kvstore.core.checksum import content_checksum
+from kvstore.client.staging import Extent
 from kvstore.core.errors import InvalidInput
-from kvstore.core.keys import Chain
 from kvstore.core.layout import ModelLayout
-from kvstore.core.lineage import chain_lineages
 from kvstore.core.match import Hints
-from kvstore.core.reserve import ObjectSpec
 from kvstore.rpc.generated import kvstore_pb2 as pb
 from kvstore.rpc.limits import MAX_OBJECTS
 from kvstore.rpc.wire import frame_put
 
 States = Mapping[int, Mapping[str, Bytes]]  # boundary in tokens -> component -> array
-
-
-@dataclass(frozen=True, slots=True)
-class PutJob:
-    """One put, waiting for the writer. Owns its bytes."""
-
-    root: bytes  # of the namespace the chain belongs to
-    chain: Chain
-    lineage: bytes  # of the rows under the chain's first block
-    specs: tuple[ObjectSpec, ...]  # in chain order, rows of a block before its states
-    objects: tuple[memoryview, ...]  # the packed bytes of each
-    nbytes: int
-    hints: Hints
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +35,16 @@ class PutArrays:
     states: tuple[tuple[int, int, Mapping[str, Bytes]], ...]  # (index of the block, group, arrays), in chain order
 
     def nbytes(self, packings: Sequence[Packing]) -> int:
+        """Of the objects."""
         states = sum(packings[group].object_bytes for _, group, _ in self.states)
         return self.blocks * packings[0].object_bytes + states
+
+    def room_bytes(self, packings: Sequence[Packing]) -> int:
+        """Bytes that the packed objects take, with what lies between them."""
+        end = self.blocks * step_bytes(packings[0].object_bytes)
+        for _, group, _ in self.states:
+            end = place(end, packings[group].object_bytes) + packings[group].object_bytes
+        return end
 
 
 def checked_arrays(
@@ -107,39 +103,34 @@ def checked_arrays(
 
 
 def packed_job(
-    arrays: PutArrays, packings: Sequence[Packing], hashed: HashedTokens, lineage: bytes, hints: Hints, pool: BufferPool
-) -> tuple[PutJob, bytes]:
-    """Copies the arrays, once. Also returns the lineages of the rows, packed.
-
-    Checksums are made here and not by the writer's thread: the bytes are in the cache now, and the lineage of these
-    rows is known when the next put names them as its parent.
-    """
-    buffer = pool.take(arrays.nbytes(packings))
-    length = packings[0].object_bytes
-    rows = buffer[: arrays.blocks * length].reshape(arrays.blocks, length)
-    packings[0].pack(arrays.rows, rows)
-    flat = rows.reshape(-1).data
-    named = [(index, 0, flat[index * length : (index + 1) * length]) for index in range(arrays.blocks)]
-    offset = arrays.blocks * length
+    arrays: PutArrays,
+    packings: Sequence[Packing],
+    hashed: HashedTokens,
+    lineage: bytes | None,
+    hints: Hints,
+    buffer: Bytes,
+    extent: Extent | None,
+) -> PutJob:
+    """Copies the arrays, once, into `buffer` of `arrays.room_bytes(packings)` bytes that begins at a page."""
+    length, step = packings[0].object_bytes, step_bytes(packings[0].object_bytes)
+    end = arrays.blocks * step
+    packings[0].pack(arrays.rows, buffer[:end].reshape(arrays.blocks, step))
+    pieces = [Piece(index, 0, index * step, length) for index in range(arrays.blocks)]
     for index, group, state in arrays.states:
-        end = offset + packings[group].object_bytes
-        one = buffer[offset:end].reshape(1, -1)
-        packings[group].pack({name: array[None] for name, array in state.items()}, one)
-        named.append((index, group, one.reshape(-1).data))
-        offset = end
-    named.sort(key=lambda item: item[:2])
-    specs = tuple(ObjectSpec(index, group, len(piece), content_checksum((piece,))) for index, group, piece in named)
-    contents = b"".join(spec.content for spec in specs if spec.group == 0)
-    job = PutJob(
+        length = packings[group].object_bytes
+        start = place(end, length)
+        end = start + length
+        packings[group].pack({name: array[None] for name, array in state.items()}, buffer[start:end].reshape(1, length))
+        pieces.append(Piece(index, group, start, length))
+    return PutJob(
         root=hashed.root,
         chain=hashed.chain(arrays.first_block, arrays.first_block + arrays.blocks),
         lineage=lineage,
-        specs=specs,
-        objects=tuple(piece for _, _, piece in named),
-        nbytes=len(buffer),
+        pieces=tuple(sorted(pieces, key=lambda piece: piece[:2])),
+        buffer=buffer.data,
         hints=hints,
+        extent=extent,
     )
-    return job, chain_lineages(lineage, contents)
 
 
 def put_frames(header: pb.PutHeader, objects: Sequence[memoryview], chunk_bytes: int) -> Iterator[bytes]:

@@ -41,6 +41,7 @@ class Bounds:
 
     queue_bytes: int = 256 * MIB  # packed bytes waiting for upload; a put beyond it is shed
     queue_jobs: int = 256
+    staging_bytes: int = 64 * MIB  # of the daemon's memory, where puts are packed on its host; others are copied there
     pool_bytes: int = 256 * MIB  # free buffers kept for reuse
     memo_bytes: int = 32 * MIB  # tokens and hashes of recent sequences
     lineages: int = 65_536  # chain positions whose lineage is remembered; about 10 MB

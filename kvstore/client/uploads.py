@@ -1,196 +1,193 @@
-"""One put on the wire: Reserve, Put what is wanted, Commit. Runs in the client's own thread.
+"""How queued puts reach the store, in order: out of the staging region, copied into it in parts, or streamed.
 
-A reservation is kept open for a moment after its bytes are there, so that a flush that follows can ask for
-durability with the Commit that ends it. Later than that, a durable flush reserves the same objects again: they exist,
-and the second Commit tells whether they are on disk.
+Checksums and lineages become known here: the daemon makes them from what lies in the region, or they are made from
+the bytes before these are streamed. One thread, the writer's.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import replace
 
+from kvstore.client.commits import Commits, Committed
+from kvstore.client.jobs import PutJob, SummedPut, cut, packed_bytes, part_of, summed
+from kvstore.client.lineages import Lineages, positions
 from kvstore.client.link import Link, Session
-from kvstore.client.putting import PutJob, put_frames
-from kvstore.core.errors import HelloAgain, InvalidInput, StoreUnavailable
-from kvstore.core.reserve import Durability, PutStatus, ReserveStatus
-from kvstore.rpc.convert import chain_to_wire, hints_to_wire, specs_to_wire
-from kvstore.rpc.enums import DURABILITY, PUT_STATUS, RESERVE_STATUS
-from kvstore.rpc.generated import kvstore_pb2 as pb
+from kvstore.client.stored import StoredPuts
+from kvstore.client.streaming import WAITED_SECONDS, commit_of, count_refused, count_sent, stream
+from kvstore.core.errors import HelloAgain, StoreUnavailable
+from kvstore.core.keys import LINEAGE_BYTES
+from kvstore.core.reserve import PutStatus, ReserveStatus
+from kvstore.rpc.limits import MAX_OBJECTS
 
-HOLD_SECONDS = 0.5  # far below the daemon's lease_seconds, after which it gives a reservation up
-WAITED_SECONDS = 1.0  # a Reserve that took longer was waiting for room; the store does so for two
-GIVE_UP_SECONDS = 1.0  # for the Commit that ends a failed upload's reservation
-REMEMBERED_PUTS = 256  # whose durability a later flush can still ask for
-
-
-Wire = TypeVar("Wire")
-Core = TypeVar("Core")
-
-
-@dataclass(slots=True)
-class Uploaded:
-    """One put whose bytes the store has, or had already."""
-
-    request: pb.ReserveRequest
-    root: bytes
-    reservation: tuple[int, int] | None  # id and boot epoch while it is open
-    since: float
+BATCH_JOBS = 32  # in one Commit
+BATCH_BYTES = 64 << 20  # some 20 ms of the daemon's copying, after which the first of them is settled
+PART_BYTES = 16 << 20  # what is copied into the region at once of a put that was packed elsewhere
 
 
 class Uploads:
-    """Sends puts and settles their durability. One thread."""
+    """Sends jobs, notes their lineages, gives their room in the staging region back."""
 
-    def __init__(self, link: Link, put_seconds: float) -> None:
-        self._link, self._put_seconds = link, put_seconds
-        self._uploaded: deque[Uploaded] = deque()  # not known to be durable, oldest first
-        self._has_failed = False  # a put since the last flush got no answer
-        self._has_forgotten = False  # a put since the last durable flush is no longer among `_uploaded`
+    def __init__(
+        self, link: Link, lineages: Lineages, commits: Commits, stored: StoredPuts, put_seconds: float
+    ) -> None:
+        self._link, self._lineages, self._commits, self._stored = link, lineages, commits, stored
+        self._put_seconds = put_seconds
 
-    def upload(self, job: PutJob) -> None:
-        deadline = self._link.deadline(self._put_seconds)
-        try:
-            self._link.with_session(lambda session: self._upload(session, job, deadline), deadline)
-        except StoreUnavailable:
-            self._link.counters.add("puts_failed")
-            self._has_failed = True
-
-    def _upload(self, session: Session, job: PutJob, deadline: float) -> None:
-        if job.root != session.root:
-            raise StoreUnavailable("the namespace has another root since this was put")
-        request = pb.ReserveRequest(
-            namespace_id=session.namespace,
-            worker_id=self._link.worker_id,
-            chain=chain_to_wire(job.chain),
-            lineage=job.lineage,
-            objects=specs_to_wire(job.specs),
-            hints=hints_to_wire(job.hints),
+    def goes_along(self, batch: Sequence[PutJob], job: PutJob) -> bool:
+        """Whether this job may be uploaded together with those before it."""
+        together = [*batch, job]
+        return (
+            len(together) <= BATCH_JOBS
+            and all(self._is_staged(one) for one in together)
+            and sum(one.nbytes for one in together) <= BATCH_BYTES
+            and sum(len(one.pieces) for one in together) <= MAX_OBJECTS
         )
+
+    def upload(self, batch: Sequence[PutJob]) -> None:
+        """One job, or several that go along."""
+        waiting = deque(batch)
+        try:
+            while waiting:
+                deadline = self._link.deadline(self._put_seconds)
+                lineage = waiting[0].lineage or self._lineages.certain(waiting[0].chain.parent)
+                if lineage is None:
+                    self._link.counters.add("puts_unknown_parent")
+                    self._stored.failed()
+                    self._end(waiting.popleft())
+                    continue
+                first = replace(waiting[0], lineage=lineage)
+                if self._is_staged(first):
+                    stored = self._commit(self._named([first, *list(waiting)[1:]]), deadline)
+                    for _ in stored:
+                        self._end(waiting.popleft())
+                    if stored:
+                        continue
+                    left: PutJob | None = first
+                else:
+                    left = self._in_parts(first, deadline)
+                if left is not None:
+                    self._stream(left, deadline)
+                self._end(waiting.popleft())
+        finally:
+            for job in waiting:  # a fault of ours: its room is needed all the same
+                self._stored.failed()
+                self._end(job)
+
+    def _end(self, job: PutJob) -> None:
+        """Nothing of it is used any more."""
+        self._lineages.settle(job.chain.hashes)
+        if job.extent is not None:
+            job.extent.give_back()
+
+    def _is_staged(self, job: PutJob) -> bool:
+        return job.extent is not None and job.extent.staging is self._commits.staging
+
+    def _named(self, waiting: Sequence[PutJob]) -> list[PutJob]:
+        """The first jobs, as far as it is certain what each of them stands on: a lineage, or one of those before it."""
+        batch = [waiting[0]]
+        held = Counter(positions(waiting[0].chain.hashes) if len(waiting) > 1 else ())
+        for job in waiting[1:]:
+            parent = job.chain.parent
+            # what was loaded there, or put twice, may differ from what this job was computed on
+            if job.lineage is None and (held[parent] > 1 or (held[parent] and self._lineages.is_noted(parent))):
+                break
+            if job.lineage is None and not held[parent]:
+                lineage = self._lineages.certain(parent)
+                if lineage is None:
+                    break
+                job = replace(job, lineage=lineage)
+            batch.append(job)
+            held.update(positions(job.chain.hashes))
+        return batch
+
+    def _commit(self, batch: Sequence[PutJob], deadline: float) -> list[SummedPut]:
+        """Settle the first of these jobs, which lie in the region: what they were. None of them: they must be sent
+        another way."""
         while True:
             asked = self._link.deadline(0)
-            reservation, statuses = self._reserve(session, request, deadline)
-            wanted = [index for index, status in enumerate(statuses) if status is ReserveStatus.WANTED]
-            if wanted:
-                try:
-                    self._send(session, job, reservation, wanted, deadline)
-                except StoreUnavailable:
-                    self._give_up(session, reservation)
-                    raise
-            # Room ran out half-way: the first part must be there before it can leave the host for the second. Or there
-            # is none yet: a store that kept us waiting is copying to disk, one that would not be answers at once.
-            is_worth_asking = wanted or self._link.deadline(0) - asked >= WAITED_SECONDS
-            if ReserveStatus.NO_ROOM not in statuses or not is_worth_asking:
-                break
-            self._link.call(self._link.calls.commit, _commit_of(session, reservation, durable=False), deadline)
+            try:
+                session = self._link.session
+            except StoreUnavailable:
+                return []
+            is_known = all(job.root == session.root for job in batch)
+            answers = self._commits.commit(session, batch, deadline) if is_known else None
+            if answers is None:
+                return []
+            has_waited = self._link.deadline(0) - asked >= WAITED_SECONDS
+            # as in streaming.py: where there is no room as yet the first part must be there before the rest can be
+            cut_off = [
+                ReserveStatus.NO_ROOM in answer.statuses and (has_waited or PutStatus.STORED in answer.outcomes)
+                for answer in answers
+            ]
+            done = cut_off.index(True) if True in cut_off else len(batch)
+            for answer in answers[done:]:
+                self._give_up(session, answer, deadline)
+            if done:
+                return self._settle(session, batch[:done], answers)
             self._link.counters.add("puts_continued")
-        for status in statuses:
-            if status is not ReserveStatus.WANTED:
-                self._link.counters.add(f"objects_{status.value.replace(' ', '_')}")
-        self._link.counters.add("puts")
-        self._remember(Uploaded(request, job.root, (reservation, session.boot_epoch), self._link.deadline(0)))
 
-    def _send(self, session: Session, job: PutJob, reservation: int, wanted: list[int], deadline: float) -> None:
-        header = pb.PutHeader(
-            namespace_id=session.namespace,
-            boot_epoch=session.boot_epoch,
-            reservation=reservation,
-            objects=wanted,
-        )
-        frames = put_frames(header, [job.objects[index] for index in wanted], session.chunk_bytes)
-        answer = self._link.call(self._link.calls.put, frames, deadline)
-        if len(answer.statuses) != len(wanted):
-            raise self._link.failure(InvalidInput("the store answered for other objects than were put"))
-        for index, value in zip(wanted, answer.statuses, strict=True):
-            outcome = self._core(PUT_STATUS.to_core, value)
-            self._link.counters.add(f"objects_{outcome.value}")
-            if outcome is PutStatus.STORED:
-                self._link.counters.add("put_bytes", job.specs[index].length)
+    def _settle(self, session: Session, jobs: Sequence[PutJob], answers: Sequence[Committed]) -> list[SummedPut]:
+        parents = {job.chain.parent for job in jobs if job.lineage is None}
+        known: dict[bytes, bytes] = {}
+        settled = []
+        for job, answer in zip(jobs, answers, strict=False):
+            put = summed(job, job.lineage or known[job.chain.parent], answer.contents)
+            self._note(put)
+            lineages = put.lineages
+            for index, position in enumerate(positions(job.chain.hashes) if parents else ()):
+                if position in parents:
+                    known[position] = lineages[index * LINEAGE_BYTES : (index + 1) * LINEAGE_BYTES]
+            for piece, status, outcome in zip(job.pieces, answer.statuses, answer.outcomes, strict=True):
+                if outcome is not None:
+                    count_sent(self._link, outcome, piece.length)
+                elif status is not ReserveStatus.WANTED:
+                    count_refused(self._link, status)
+            if job.is_end:
+                self._link.counters.add("puts_staged")
+                self._link.counters.add("puts")
+            self._stored.remember(put, answer.reservation, session)
+            settled.append(put)
+        return settled
 
-    def _give_up(self, session: Session, reservation: int) -> None:
-        """The store keeps room for what was announced: a Commit gives it back at once, else it waits a minute."""
-        with contextlib.suppress(StoreUnavailable, HelloAgain):
-            if self._link.session is session:  # else the store is away, or it has forgotten the reservation
-                deadline = self._link.deadline(GIVE_UP_SECONDS)
-                self._link.call(self._link.calls.commit, _commit_of(session, reservation, durable=False), deadline)
-
-    def _reserve(
-        self, session: Session, request: pb.ReserveRequest, deadline: float
-    ) -> tuple[int, list[ReserveStatus]]:
-        answer = self._link.call(self._link.calls.reserve, request, deadline)
-        self._link.same_epoch(session, answer.boot_epoch)
-        if len(answer.statuses) != len(request.objects):
-            raise self._link.failure(InvalidInput("the store answered for other objects than were announced"))
-        return answer.reservation, [self._core(RESERVE_STATUS.to_core, value) for value in answer.statuses]
-
-    def commit_old(self, *, all_of_them: bool = False) -> None:
-        """End the reservations that no flush came for."""
-        before = self._link.deadline(0) - HOLD_SECONDS
-        for uploaded in self._uploaded:
-            if uploaded.reservation is not None and (all_of_them or uploaded.since <= before):
-                self._settle(uploaded, durable=False, deadline=self._link.deadline(self._put_seconds))
-
-    @property
-    def has_open_reservations(self) -> bool:
-        return bool(self._uploaded) and self._uploaded[-1].reservation is not None
-
-    def flush(self, durable: bool, deadline: float) -> bool:
-        """True if every put since the last flush was answered and, with `durable`, all its objects are on disk."""
-        answered, self._has_failed = not self._has_failed, False
-        if not durable:
-            self.commit_old(all_of_them=True)
-            return answered
-        on_disk, self._has_forgotten = not self._has_forgotten, False
-        while self._uploaded:
-            settled = self._settle(self._uploaded[0], durable=True, deadline=deadline)
-            if settled is None:
-                self._has_failed = True
-                return False
-            self._uploaded.popleft()
-            on_disk = on_disk and settled
-        return answered and on_disk
-
-    def _settle(self, uploaded: Uploaded, *, durable: bool, deadline: float) -> bool | None:
-        """Commit one put: whether all of it is on disk; None when there was no answer."""
+    def _give_up(self, session: Session, answer: Committed, deadline: float) -> None:
         try:
-            return self._link.with_session(
-                lambda session: self._commit(session, uploaded, durable=durable, deadline=deadline), deadline
-            )
-        except StoreUnavailable:
-            uploaded.reservation = None
+            self._link.call(self._link.calls.commit, commit_of(session, answer.reservation, durable=False), deadline)
+        except (StoreUnavailable, HelloAgain):  # it expires
             self._link.counters.add("commits_failed")
-            return None
 
-    def _commit(self, session: Session, uploaded: Uploaded, *, durable: bool, deadline: float) -> bool:
-        if uploaded.reservation is None or uploaded.reservation[1] != session.boot_epoch:
-            if uploaded.root != session.root:
-                return False
-            reservation, _ = self._reserve(session, uploaded.request, deadline)
-        else:
-            reservation = uploaded.reservation[0]
-        uploaded.reservation = None
-        answer = self._link.call(self._link.calls.commit, _commit_of(session, reservation, durable=durable), deadline)
-        levels = [self._core(DURABILITY.to_core, value) for value in answer.durabilities]
-        return len(levels) == len(uploaded.request.objects) and all(level is Durability.DISK for level in levels)
+    def _in_parts(self, job: PutJob, deadline: float) -> PutJob | None:
+        """Copy the job into the region part by part; what is left to be streamed, None where nothing is."""
+        left, lineage = job.pieces, job.lineage
+        for part in cut(job.pieces, PART_BYTES):
+            staging = self._commits.staging
+            extent = None if staging is None else staging.take(packed_bytes(part))
+            if extent is None:  # none, or later puts fill it: nobody waits for them to go first
+                break
+            try:
+                stored = self._commit([part_of(job, part, lineage, extent)], deadline)
+            finally:
+                extent.give_back()
+            if not stored:
+                break
+            left, lineage = left[len(part) :], stored[0].end_lineage
+        return part_of(job, left, lineage, None) if left else None
 
-    def _core(self, convert: Callable[[Wire], Core], value: Wire) -> Core:
+    def _stream(self, job: PutJob, deadline: float) -> None:
+        assert job.lineage is not None
+        put = summed(job, job.lineage, job.contents())
+        self._note(put)
+
+        def send(session: Session) -> None:
+            self._stored.remember(put, stream(self._link, session, job, put, deadline), session)
+
         try:
-            return convert(value)
-        except InvalidInput as error:
-            raise self._link.failure(error) from error
+            self._link.with_session(send, deadline)
+            self._link.counters.add("puts")
+        except StoreUnavailable:
+            self._link.counters.add("puts_failed")
+            self._stored.failed()
 
-    def _remember(self, uploaded: Uploaded) -> None:
-        self._uploaded.append(uploaded)
-        if len(self._uploaded) > REMEMBERED_PUTS:
-            oldest = self._uploaded.popleft()
-            if oldest.reservation is not None:
-                self._settle(oldest, durable=False, deadline=self._link.deadline(self._put_seconds))
-            self._has_forgotten = True
-
-
-def _commit_of(session: Session, reservation: int, *, durable: bool) -> pb.CommitRequest:
-    return pb.CommitRequest(
-        namespace_id=session.namespace, boot_epoch=session.boot_epoch, reservation=reservation, durable=durable
-    )
+    def _note(self, put: SummedPut) -> None:
+        self._lineages.note(put.chain.hashes, put.lineages)

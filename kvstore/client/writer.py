@@ -1,4 +1,4 @@
-"""The client's one thread: uploads puts, releases leases, probes a store that is away.
+"""The client's one thread: uploads puts, releases leases, touches the staging region, probes a store that is away.
 
 The worker hands over and goes on. The queue is bounded in bytes and in jobs; what does not fit is shed and counted,
 because holding a worker back for the sake of a cache would be worse than forgetting.
@@ -10,13 +10,18 @@ import contextlib
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Condition, Event, Thread
 
+from kvstore.client.commits import Commits
+from kvstore.client.jobs import PutJob
+from kvstore.client.lineages import Lineages
 from kvstore.client.link import Link
-from kvstore.client.putting import PutJob
 from kvstore.client.settings import Bounds, Timeouts
-from kvstore.client.uploads import HOLD_SECONDS, Uploads
+from kvstore.client.staging import Extent
+from kvstore.client.stored import HOLD_SECONDS, StoredPuts
+from kvstore.client.uploads import Uploads
 from kvstore.core.errors import HelloAgain, StoreUnavailable
 from kvstore.rpc.generated import kvstore_pb2 as pb
 from kvstore.rpc.limits import MAX_RELEASES
@@ -40,9 +45,11 @@ class FlushMark:
 class Writer:
     """A daemon thread named `kvstore-client` and its queue."""
 
-    def __init__(self, link: Link, bounds: Bounds, timeouts: Timeouts) -> None:
-        self._link, self._bounds, self._timeouts = link, bounds, timeouts
-        self._uploads = Uploads(link, timeouts.put_seconds)
+    def __init__(self, link: Link, lineages: Lineages, bounds: Bounds, timeouts: Timeouts) -> None:
+        self._link, self._lineages, self._bounds, self._timeouts = link, lineages, bounds, timeouts
+        self._commits = Commits(link, bounds.staging_bytes)
+        self._stored = StoredPuts(link, timeouts.put_seconds)
+        self._uploads = Uploads(link, lineages, self._commits, self._stored, timeouts.put_seconds)
         self._wake = Condition()
         self._queue: deque[PutJob | FlushMark] = deque()
         self._queued_bytes = 0
@@ -54,6 +61,15 @@ class Writer:
 
     def start(self) -> None:
         self._thread.start()
+
+    @property
+    def has_staging(self) -> bool:
+        return self._commits.staging is not None
+
+    def stage(self, nbytes: int) -> Extent | None:
+        """Room in the staging region, the caller's to give back until it is offered; None where there is none now."""
+        staging = self._commits.staging
+        return None if staging is None else staging.take(nbytes)
 
     def has_room(self, nbytes: int) -> bool:
         """Whether a job of this size would be taken now: asked before its bytes are copied."""
@@ -69,6 +85,7 @@ class Writer:
         with self._wake:
             if not self.has_room(job.nbytes):
                 return False
+            self._lineages.expect(job.chain.hashes)  # before a put on top of it can be taken
             self._queue.append(job)
             self._queued_jobs += 1
             self._queued_bytes += job.nbytes
@@ -106,50 +123,75 @@ class Writer:
 
     def _run(self) -> None:
         while True:
-            job = self._next()
-            try:
-                self._tend()
-                if isinstance(job, PutJob):
-                    self._uploads.upload(job)
-                elif isinstance(job, FlushMark):
-                    job.ok = self._uploads.flush(job.durable, job.deadline)
-                elif self._is_over():
-                    self._leave()
-                    return
-            except Exception:
-                self._link.counters.add("client_thread_errors")
-                log.exception("kvstore client thread: a %s was given up", type(job).__name__)
-            finally:
-                if isinstance(job, FlushMark):
-                    job.done.set()
-                elif isinstance(job, PutJob):
-                    with self._wake:
-                        self._queued_jobs -= 1
-                        self._queued_bytes -= job.nbytes
+            work = self._next()
+            self._guarded(self._tend)
+            if isinstance(work, FlushMark):
+                self._guarded(self._flush, work)
+            elif work:
+                self._guarded(self._upload, work)
+            elif self._is_over():
+                self._leave()
+                return
 
-    def _next(self) -> PutJob | FlushMark | None:
-        """The next job; None when there is other work to tend to, or the end has come."""
+    def _guarded(self, action: Callable[..., None], *work: object) -> None:
+        """Top of the thread: a fault of ours costs one piece of work and not the thread."""
+        try:
+            action(*work)
+        except Exception:
+            self._link.counters.add("client_thread_errors")
+            log.exception("kvstore client thread: %s gave up", action.__name__)
+
+    def _flush(self, mark: FlushMark) -> None:
+        try:
+            mark.ok = self._stored.flush(mark.durable, mark.deadline)
+        finally:
+            mark.done.set()
+
+    def _upload(self, jobs: list[PutJob]) -> None:
+        try:
+            self._uploads.upload(jobs)
+        finally:
+            with self._wake:
+                self._queued_jobs -= len(jobs)
+                self._queued_bytes -= sum(job.nbytes for job in jobs)
+
+    def _next(self) -> list[PutJob] | FlushMark:
+        """What is next in the queue: jobs that go together, or a mark. No jobs when there is other work to tend to, or
+        the end has come."""
         with self._wake:
             if not self._queue and self._stop_at is None:
                 self._wake.wait(self._idle_seconds())
-            if self._is_over():
-                return None
-            return self._queue.popleft() if self._queue else None
+            jobs: list[PutJob] = []
+            while self._queue and not self._is_over():
+                first = self._queue[0]
+                if isinstance(first, FlushMark):
+                    if jobs:
+                        break
+                    self._queue.popleft()
+                    return first
+                if jobs and not self._uploads.goes_along(jobs, first):
+                    break
+                jobs.append(first)
+                self._queue.popleft()
+            return jobs
 
     def _idle_seconds(self) -> float | None:
         """How long nothing is due; None: until woken."""
         if self._releases:
             return RELEASE_LINGER_SECONDS
+        if self._commits.is_preparing:
+            return 0.0
         due = [self._link.breaker.seconds_to_probe()]
-        if self._uploads.has_open_reservations:
+        if self._stored.has_open_reservations:
             due.append(HOLD_SECONDS)
         return min((seconds for seconds in due if seconds is not None), default=None)
 
     def _tend(self) -> None:
         if self._link.breaker.probe_due():
             self._link.connect()
+        self._commits.prepare()
         self._send_releases()
-        self._uploads.commit_old(all_of_them=self._stop_at is not None and not self._queue)
+        self._stored.commit_old(all_of_them=self._stop_at is not None and not self._queue)
 
     def _send_releases(self) -> None:
         with self._wake:

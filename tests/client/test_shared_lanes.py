@@ -191,6 +191,7 @@ def test_a_refused_attachment_is_tried_again_with_the_next_hello(fake, attach, c
 def test_a_lane_that_breaks_in_a_call_leaves_that_call_to_grpc(fake, attach, connect):
     fake.attach_path = attach.path
     client = connect()
+    until(lambda: "staging_refused" in client.counters)  # the client's own thread is done with the one lane
     attach.hang_up_on.add("Session")
     assert client.session("a7", SessionEvent.OPENED)
     assert fake.seen["Session"] == 1 and client.counters["lane_fallbacks"] == 1 and client.is_connected

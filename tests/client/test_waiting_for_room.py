@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 
 from kvstore.client.counters import Counters
-from kvstore.client.putting import PutJob
-from kvstore.client.uploads import WAITED_SECONDS, Uploads
+from kvstore.client.jobs import Piece, PutJob, summed
+from kvstore.client.streaming import WAITED_SECONDS, stream
 from kvstore.core.keys import Chain
 from kvstore.core.match import Hints
-from kvstore.core.reserve import ObjectSpec, PutStatus, ReserveStatus
+from kvstore.core.reserve import PutStatus, ReserveStatus
 from kvstore.rpc.enums import PUT_STATUS, RESERVE_STATUS
 from kvstore.rpc.generated import kvstore_pb2 as pb
 
@@ -57,21 +57,24 @@ class StoreOfAnswers:
 
 @pytest.fixture
 def job():
-    spec = ObjectSpec(0, 0, len(OBJECT), bytes(16))
-    return PutJob(ROOT, Chain(0, ROOT, bytes(32)), bytes(16), (spec,), (OBJECT,), len(OBJECT), Hints())
+    return PutJob(ROOT, Chain(0, ROOT, bytes(32)), bytes(16), (Piece(0, 0, 0, len(OBJECT)),), OBJECT, Hints())
+
+
+def upload(store, job):
+    return stream(store, SESSION, job, summed(job, job.lineage, job.contents()), store.deadline(30))
 
 
 def test_a_store_that_waited_for_room_is_asked_again(job):
     store = StoreOfAnswers(
         (ReserveStatus.NO_ROOM, WAITED_SECONDS), (ReserveStatus.NO_ROOM, 2.0), (ReserveStatus.WANTED, 0.1)
     )
-    Uploads(store, put_seconds=30).upload(job)
+    assert upload(store, job) == 3, "the reservation that is left open"
     assert store.counters.snapshot()["objects_stored"] == 1
     assert store.committed == [1, 2], "a reservation that is not used holds room until it is ended"
 
 
 def test_a_store_that_has_no_room_at_all_is_asked_once(job):
     store = StoreOfAnswers((ReserveStatus.NO_ROOM, 0.01))
-    Uploads(store, put_seconds=30).upload(job)
+    upload(store, job)
     counters = store.counters.snapshot()
     assert counters["objects_no_room"] == 1 and "objects_stored" not in counters
