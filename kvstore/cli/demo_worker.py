@@ -27,7 +27,7 @@ from kvstore.client.match import Blocks, ClientMatch
 from kvstore.core.match import Hints
 from kvstore.engines.transformers import Worker, build_demo_model, demo_layout
 from kvstore.engines.transformers.cache import Bytes
-from kvstore.engines.transformers.worker import Tokens
+from kvstore.engines.transformers.stores import Tokens
 
 CONNECT_SECONDS = 10.0
 FLUSH_SECONDS = 30.0

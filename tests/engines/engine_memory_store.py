@@ -27,6 +27,7 @@ class MemoryBlocks:
     tier: Tier | None = None
     rows: Mapping[str, np.ndarray] = field(default_factory=dict)
     state: Mapping[str, np.ndarray] | None = None
+    lineage: bytes = bytes(16)
 
 
 @dataclass

@@ -64,6 +64,47 @@ def test_we_read_protobufs_put_frames(header, data):
     assert frame.data == data
 
 
+PUT_HANDOFFS = st.none() | st.builds(
+    pb.PutHandoffHeader,
+    namespace_id=st.binary(max_size=32),
+    boot_epoch=st.integers(0, (1 << 64) - 1),
+    key=st.binary(max_size=32),
+    nbytes=st.integers(0, (1 << 64) - 1),
+    content=st.binary(max_size=16),
+    ttl_seconds=st.floats(0, 600),
+)
+TAKE_HANDOFFS = st.none() | st.builds(
+    pb.TakeHandoffHeader, nbytes=st.integers(0, (1 << 64) - 1), content=st.binary(max_size=16)
+)
+
+
+@given(PUT_HANDOFFS, PIECES)
+def test_handoffs_that_are_put_read_alike_in_protobuf_and_here(header, pieces):
+    raw = wire.frame_put_handoff(header, [memoryview(piece) for piece in pieces])
+    message = pb.PutHandoffRequest(header=header, data=b"".join(pieces))
+    assert pb.PutHandoffRequest.FromString(raw) == message
+    for each in (raw, message.SerializeToString()):
+        frame = wire.parse_put_handoff(each)
+        assert (frame.header, bytes(frame.data)) == (header, message.data)
+
+
+@given(TAKE_HANDOFFS, PIECES)
+def test_handoffs_that_are_taken_read_alike_in_protobuf_and_here(header, pieces):
+    raw = wire.frame_take_handoff(header, [memoryview(piece) for piece in pieces])
+    message = pb.TakeHandoffResponse(header=header, data=b"".join(pieces))
+    assert pb.TakeHandoffResponse.FromString(raw) == message
+    for each in (raw, message.SerializeToString()):
+        frame = wire.parse_take_handoff(each)
+        assert (frame.header, bytes(frame.data)) == (header, message.data)
+
+
+@given(st.lists(st.binary(max_size=40), max_size=8), st.integers(1, 50))
+def test_chunks_are_the_pieces_cut_to_one_length(pieces, chunk_bytes):
+    made = [b"".join(chunk) for chunk in wire.chunks([memoryview(piece) for piece in pieces], chunk_bytes)]
+    assert b"".join(made) == b"".join(pieces)
+    assert all(len(chunk) == chunk_bytes for chunk in made[:-1]) and all(0 < len(chunk) <= chunk_bytes for chunk in made)
+
+
 @given(st.binary(max_size=80))
 def test_any_bytes_read_as_protobuf_reads_them_or_are_refused(message):
     try:

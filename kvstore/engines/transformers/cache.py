@@ -13,7 +13,7 @@ Arrays at the store's interface (uint8): rows component (blocks, layers having i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
@@ -42,16 +42,18 @@ _CODECS = {codec.data_bytes: codec for codec in (MAIN, INDEXER_MXFP4, INDEXER_FP
 
 @dataclass(frozen=True, slots=True)
 class LayerSnapshot:
-    """One layer at a boundary: values, not bytes. Tensors are shared with the cache and never written."""
+    """One layer's cache: values, not bytes. Tensors are shared with the cache and never written."""
 
     window: Tensor  # (1, 1, rows, 512)
     rows: Mapping[str, Tensor]  # transformers' name -> (1, entries, width)
     overlaps: Mapping[str, tuple[Tensor, Tensor]]  # kv, and gate with bias, (1, 4, width) each
+    # Projections of the tokens behind the last whole entry: kv, and gate without bias. None at a block's end.
+    tails: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A model's whole cache at a block boundary.
+    """A model's whole cache, at a block boundary but for a handoff.
 
     `tokens` is where computing goes on. For a replay the rows may reach beyond it: entries that are already there
     are kept, and those computed again are dropped.
@@ -75,8 +77,8 @@ class CacheForm:
             raise InvalidLayout(f"window_rows={layout.window_rows}, but transformers keeps {config.sliding_window - 1}")
         self.layout = layout
         self.dtype = dtype
+        self.kinds = kinds
         self._config = config
-        self._kinds = kinds
         self._state: Group = layout.state
         indexers = {part.data_bytes for part in layout.rows.sections if part.component == "csa.indexer"}
         self._indexer = _CODECS[indexers.pop()] if indexers else INDEXER_MXFP4
@@ -84,12 +86,12 @@ class CacheForm:
     def new_cache(self) -> DynamicCache:
         """An empty cache that quantises what enters it."""
         cache = DynamicCache(config=self._config)
-        cache.layers = [self._new_layer(kind) for kind in self._kinds]
+        cache.layers = [self._new_layer(kind) for kind in self.kinds]
         return cache
 
     def snapshot(self, cache: DynamicCache, tokens: int) -> Snapshot:
-        """What the cache holds now; it stands at `tokens`, a block boundary."""
-        assert tokens % self.layout.block_tokens == 0 and cache.get_seq_length() == tokens
+        """What the cache holds now; it stands at `tokens`."""
+        assert cache.get_seq_length() == tokens
         layers = cast("list[_Layer]", cache.layers)  # they are those of `new_cache` or `resume`
         return Snapshot(tokens, tuple(_layer_snapshot(layer) for layer in layers))
 
@@ -97,7 +99,7 @@ class CacheForm:
         """A cache that goes on from a snapshot. The snapshot stays as it is."""
         cache = DynamicCache(config=self._config)
         cache.layers = [
-            self._filled(kind, kept, snapshot.tokens) for kind, kept in zip(self._kinds, snapshot.layers, strict=True)
+            self._filled(kind, kept, snapshot.tokens) for kind, kept in zip(self.kinds, snapshot.layers, strict=True)
         ]
         return cache
 
@@ -115,6 +117,7 @@ class CacheForm:
 
     def export_state(self, snapshot: Snapshot) -> dict[str, Bytes]:
         """The state at the snapshot's boundary."""
+        assert snapshot.tokens % self.layout.block_tokens == 0
         arrays = {}
         for component in self._state.components():
             parts = []
@@ -130,9 +133,9 @@ class CacheForm:
 
     def load(self, tokens: int, rows: Mapping[str, Bytes], state: Mapping[str, Bytes]) -> Snapshot:
         """The snapshot at `tokens` from the rows of all blocks below it and the state at it. Copies."""
-        entries = self._load_rows(rows)
+        entries = self.load_rows(rows)
         layers = []
-        for index in range(len(self._kinds)):
+        for index in range(len(self.kinds)):
             window = MAIN.from_sections(self._bytes(state, self._state, "window", index)[None], self.dtype)[None]
             overlaps = {}
             for component, name in _OVERLAPS.items():
@@ -149,10 +152,11 @@ class CacheForm:
         Windows are zero, which is wrong context; after one window a layer, wrong values have left them all.
         """
         window = torch.zeros(1, 1, min(compute_from, self.layout.window_rows), MAIN.width, dtype=self.dtype)
-        return Snapshot(compute_from, tuple(LayerSnapshot(window, part, {}) for part in self._load_rows(rows)))
+        return Snapshot(compute_from, tuple(LayerSnapshot(window, part, {}) for part in self.load_rows(rows)))
 
-    def _load_rows(self, rows: Mapping[str, Bytes]) -> list[dict[str, Tensor]]:
-        entries: list[dict[str, Tensor]] = [{} for _ in self._kinds]
+    def load_rows(self, rows: Mapping[str, Bytes]) -> list[dict[str, Tensor]]:
+        """Each layer's entries from the rows of blocks from position 0: transformers' name -> (1, entries, width)."""
+        entries: list[dict[str, Tensor]] = [{} for _ in self.kinds]
         for component in self.layout.rows.components():
             array = rows[component]
             for place, (index, _, codec) in enumerate(self._sections(self.layout.rows, component)):
@@ -160,6 +164,12 @@ class CacheForm:
                 values = codec.from_sections(sections, self.dtype)
                 entries[index][_ROWS[component]] = values.view(1, -1, codec.width)
         return entries
+
+    def codecs(self, kind: LayerKind) -> Mapping[str, EntryCodec]:
+        """Formats of a layer's compressed entries, by transformers' names."""
+        if kind is LayerKind.SWA:
+            return {}
+        return {"compressor": MAIN} if kind is LayerKind.HCA else {"compressor": MAIN, "indexer": self._indexer}
 
     def _sections(self, group: Group, component: str) -> list[tuple[int, int, EntryCodec]]:
         """Layer, entries a block and codec of a rows component, in layer order."""
@@ -180,6 +190,8 @@ class CacheForm:
         if isinstance(layer, _QuantisedRows):
             layer.compressed_kv.update(kept.rows)
             layer.entry_count.update(dict.fromkeys(kept.rows, tokens // layer.compress_rate))
+            for name, (kv, gate) in kept.tails.items():
+                layer.buffer_kv[name], layer.buffer_gate[name] = kv, gate
         if isinstance(layer, _Sparse):
             for name, (kv, gate) in kept.overlaps.items():
                 layer.overlap_kv[name], layer.overlap_gate[name] = kv, gate
@@ -189,7 +201,7 @@ class CacheForm:
         if kind is LayerKind.SWA:
             return _SlidingWindow(sliding_window=self._config.sliding_window)
         layer = _Sparse(self._config) if kind is LayerKind.CSA else _Heavily(self._config)
-        layer.codecs = {"compressor": MAIN, "indexer": self._indexer}
+        layer.codecs = self.codecs(kind)
         return layer
 
 
@@ -243,12 +255,21 @@ _Layer = _SlidingWindow | _Heavily | _Sparse
 def _layer_snapshot(layer: _Layer) -> LayerSnapshot:
     rows: dict[str, Tensor] = {}
     overlaps: dict[str, tuple[Tensor, Tensor]] = {}
-    if isinstance(layer, _QuantisedRows):
+    tails: dict[str, tuple[Tensor, Tensor]] = {}
+    if isinstance(layer, _Sparse | _Heavily):
         rows = {name: entries for name, entries in layer.compressed_kv.items() if entries is not None}
+        tails = _pairs(layer.buffer_kv, layer.buffer_gate)
     if isinstance(layer, _Sparse):
-        for name, kv in layer.overlap_kv.items():
-            gate = layer.overlap_gate[name]
-            if kv is not None and gate is not None:
-                overlaps[name] = (kv, gate)
+        overlaps = _pairs(layer.overlap_kv, layer.overlap_gate)
     assert layer.keys is not None  # set by the first token
-    return LayerSnapshot(layer.keys, rows, overlaps)
+    return LayerSnapshot(layer.keys, rows, overlaps, tails)
+
+
+def _pairs(kvs: Mapping[str, Tensor | None], gates: Mapping[str, Tensor | None]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Those that are there and not empty."""
+    found = {}
+    for name, kv in kvs.items():
+        gate = gates[name]
+        if kv is not None and gate is not None and kv.shape[1]:
+            found[name] = (kv, gate)
+    return found

@@ -1,115 +1,43 @@
-"""One request of a DeepSeek-V4 worker: look up, fetch, prefill, answer, complete canonically, put.
+"""Requests of a DeepSeek-V4 worker: look up, fetch, prefill, decode, complete canonically, put; hand over, take over.
 
 Exact because canonical (DESIGN section 4): prefill runs on absolute chunks of one block, in hit and miss alike, and
 only rows and states of blocks that were computed as one whole chunk are put. The prompt's last part of a block and
 the decoded output are recomputed in whole chunks after the answer, from the state at the last whole boundary of
 the prompt.
 
+A request can be handed over at any token: `start`, `decode` some, `hand_over` here; `resume` with the transcript there.
+What goes on from the exact cache gives the bits of the run that was never stopped. What does not find it is an
+ordinary run of the transcript, whose last bits may differ, because decoding is not prefilling: `Run.handoff` says so.
+
 The store never stops a request: a dead one gives an empty match, a fetch that lost objects says what is left, and
-a refused put is not waited for. One thread; a `Worker` serves one request at a time.
+a refused put is not waited for. One thread; a `Worker` computes for one request at a time.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DeepseekV4ForCausalLM, DynamicCache
 
 from kvstore.core.errors import InvalidInput
 from kvstore.core.keys import Tier
 from kvstore.core.layout import ModelLayout
-from kvstore.core.match import COLD_PLAN, Hints, Plan, PlanKind, Snapshots
-from kvstore.engines.transformers.cache import Bytes, CacheForm, Snapshot
+from kvstore.core.lineage import ROOT_LINEAGE
+from kvstore.core.match import Hints, Plan, PlanKind, Snapshots
+from kvstore.engines.transformers import handoff
+from kvstore.engines.transformers.cache import CacheForm
+from kvstore.engines.transformers.request import NO_HINTS, HandoffOutcome, Request, Run
+from kvstore.engines.transformers.stores import HandoffStore, MatchT, Store, Tokens
 
-Tokens = NDArray[np.int32]
-
-NO_HINTS = Hints()
+HANDOFF_SECONDS = 10.0  # how long another worker may take to come for it
+CARRY_BYTES = 4 << 20  # rows up to here go along in a handoff: fetching them takes another two calls, as long as 4 MB
 
 _COLDER = tuple(Tier)  # nearest first
-
-
-class MatchView(Protocol):
-    """What the worker reads of a match."""
-
-    @property
-    def plan(self) -> Plan: ...
-    @property
-    def snapshots(self) -> Snapshots: ...
-
-
-class BlocksView(Protocol):
-    """What the worker reads of fetched blocks. Arrays are borrowed until the fetch's context ends."""
-
-    @property
-    def plan(self) -> Plan: ...
-    @property
-    def tier(self) -> Tier | None: ...
-    @property
-    def rows(self) -> Mapping[str, Bytes]: ...
-    @property
-    def state(self) -> Mapping[str, Bytes] | None: ...
-
-
-MatchT = TypeVar("MatchT", bound=MatchView)
-
-
-class Store(Protocol[MatchT]):
-    """The part of `kvstore.Client` that the worker uses. None of it raises for a fault of the store."""
-
-    @property
-    def is_connected(self) -> bool: ...
-    def lookup(self, tokens: Tokens, *, hints: Hints) -> AbstractContextManager[MatchT]: ...
-    def fetch(self, match: MatchT) -> AbstractContextManager[BlocksView]: ...
-    def put(
-        self,
-        tokens: Tokens,
-        *,
-        first_block: int,
-        rows: Mapping[str, Bytes],
-        states: Mapping[int, Mapping[str, Bytes]],
-        hints: Hints,
-    ) -> bool: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What one request gave. Tokens and seconds."""
-
-    output: tuple[int, ...]
-    logits: Tensor  # (len(output), vocab): row i chose output[i]; row 0 is the first token's
-    prompt_tokens: int
-    resumed_tokens: int  # rows of these were loaded
-    recomputed_tokens: int  # of the prompt: all but the resumed ones, and those of a replay
-    plan: PlanKind
-    tier: Tier | None  # the coldest that was read
-    ttft_s: float  # from the call to the first token's logits, lookup and fetch included
-    answer_s: float  # to the last token
-    publish_s: float  # packing, canonical completion and handing over; off the critical path
-
-    def is_same_as(self, other: Run) -> bool:
-        """The same tokens and the same bits of every logit: values would do, but that -0.0 equals 0.0."""
-        bits = (run.logits.numpy().tobytes() for run in (self, other))
-        return self.output == other.output and next(bits) == next(bits)
-
-
-@dataclass(slots=True)
-class _Progress:
-    """One request's cache on its way, and what was taken while passing boundaries."""
-
-    cache: DynamicCache
-    wanted: frozenset[int] = frozenset()  # boundaries whose states are to be put
-    plan: Plan = COLD_PLAN
-    tier: Tier | None = None
-    base: Snapshot | None = None  # the canonical cache at the last boundary passed; None at 0
-    taken: dict[int, Snapshot] = field(default_factory=dict)
 
 
 class Worker:
@@ -119,6 +47,7 @@ class Worker:
         self.layout = layout
         self._model = model
         self._form = CacheForm(model.config, layout, model.dtype)
+        self.handoffs: Counter[HandoffOutcome] = Counter()  # how those that were asked for ended
 
     def run(
         self,
@@ -131,33 +60,97 @@ class Worker:
 
         InvalidInput for an empty prompt or a token outside the vocabulary.
         """
+        request = self.start(tokens, max_new_tokens, store, hints)
+        self.decode(request, max_new_tokens)
+        return self.finish(request, store)
+
+    def start(
+        self,
+        tokens: Sequence[int] | Tokens,
+        max_new_tokens: int,
+        store: Store[MatchT] | None = None,
+        hints: Hints = NO_HINTS,
+    ) -> Request:
+        """Prefill a prompt, and put what that made. `max_new_tokens` says where the output is expected to end."""
         prompt = self._checked(tokens, max_new_tokens)
         with torch.inference_mode():
             began = time.perf_counter()
             if store is None:
-                at = _Progress(self._form.new_cache())
+                request = Request(prompt, self._form.new_cache(), hints)
             else:
-                at = self._begin(prompt, prompt.size + max_new_tokens, store, hints)
-            last = self._prefill(at, prompt)
-            first = time.perf_counter()
-            self._publish(at, prompt, at.plan.tokens, store, hints)
-            publish_s = time.perf_counter() - first
-            output, logits = self._decode(at.cache, last, max_new_tokens)
-            answered = time.perf_counter()
-            self._complete(at, np.append(prompt, np.array(output, np.int32)), prompt.size, store, hints)
-            done = time.perf_counter()
-        return Run(
-            output=tuple(output),
-            logits=logits,
-            prompt_tokens=prompt.size,
-            resumed_tokens=at.plan.tokens,
-            recomputed_tokens=prompt.size - at.plan.compute_from,
-            plan=at.plan.kind,
-            tier=at.tier,
-            ttft_s=first - began,
-            answer_s=answered - began - publish_s,
-            publish_s=publish_s + done - answered,
-        )
+                request = self._begin(prompt, prompt.size + max_new_tokens, store, hints)
+            request.first = self._prefill(request)
+            request.ttft_s = time.perf_counter() - began
+            self._publish(request, prompt, request.plan.tokens, store)
+            request.publish_s = time.perf_counter() - began - request.ttft_s
+        return request
+
+    def decode(self, request: Request, count: int) -> None:
+        """Append `count` greedy tokens to the output."""
+        began = time.perf_counter()
+        with torch.inference_mode():
+            for _ in range(count):
+                if request.output:
+                    last = self._logits(self._forward(request.cache, np.array(request.output[-1:], np.int32)))
+                else:
+                    assert request.first is not None
+                    last = request.first
+                request.output.append(int(last.argmax()))
+                request.logits.append(last)
+        request.decode_s += time.perf_counter() - began
+
+    def finish(self, request: Request, store: Store[MatchT] | None = None) -> Run:
+        """The answer is whole: complete canonically what it finished, and put that."""
+        began = time.perf_counter()
+        with torch.inference_mode():
+            self._complete(request, store)
+        request.publish_s += time.perf_counter() - began
+        return request.result()
+
+    def hand_over(
+        self,
+        request: Request,
+        store: HandoffStore[MatchT],
+        ttl_seconds: float = HANDOFF_SECONDS,
+        carry_bytes: int = CARRY_BYTES,
+    ) -> bool:
+        """Leave the request's exact cache for another worker's `resume` of `request.transcript`; whether it is there.
+
+        The request stays as it is: it may go on here. Loaded rows of more than `carry_bytes` are left to the store.
+        """
+        if not request.output:
+            raise InvalidInput("nothing was decoded yet: the first token of the output is the prefill's to choose")
+        base = request.plan.tokens
+        if base // self.layout.block_tokens * self.layout.rows.nbytes <= carry_bytes:
+            base = 0
+        held = request.transcript[:-1]
+        with torch.inference_mode():
+            snapshot = self._form.snapshot(request.cache, held.size)
+            lineage = request.lineage if base else ROOT_LINEAGE
+            payload = handoff.pack(self._form, snapshot, base, lineage)
+        return store.put_handoff(held, payload, ttl_seconds)
+
+    def resume(
+        self,
+        transcript: Sequence[int] | Tokens,
+        max_new_tokens: int,
+        store: HandoffStore[MatchT],
+        hints: Hints = NO_HINTS,
+    ) -> Run:
+        """Go on from where another worker stopped: prompt and output so far, the last token of which was not fed yet.
+
+        Without the exact cache it is an ordinary run; `Run.handoff` says why.
+        """
+        request = self._take_over(self._checked(transcript, max_new_tokens), store, hints)
+        if isinstance(request, HandoffOutcome):
+            self.handoffs[request] += 1
+            ordinary = self.start(transcript, max_new_tokens, store, hints)
+            ordinary.handoff = request
+            request = ordinary
+        else:
+            self.handoffs[request.handoff] += 1
+        self.decode(request, max_new_tokens)
+        return self.finish(request, store)
 
     def _checked(self, tokens: Sequence[int] | Tokens, max_new_tokens: int) -> Tokens:
         prompt = np.asarray(tokens)
@@ -170,7 +163,7 @@ class Worker:
             raise InvalidInput(f"max_new_tokens={max_new_tokens}: ask for at least one")
         return prompt.astype(np.int32)
 
-    def _begin(self, prompt: Tokens, end_tokens: int, store: Store[MatchT], hints: Hints) -> _Progress:
+    def _begin(self, prompt: Tokens, end_tokens: int, store: Store[MatchT], hints: Hints) -> Request:
         """Look up, fetch, and follow the plan of the fetch, which may be shorter than the match's."""
         with store.lookup(prompt, hints=hints) as match:
             wanted = self._wanted(match.snapshots, end_tokens)
@@ -181,11 +174,37 @@ class Worker:
                 tier = max((each for each in (found, blocks.tier) if each), key=_COLDER.index, default=None)
                 if plan.kind is PlanKind.RESUME and blocks.state is not None:
                     loaded = self._form.load(plan.tokens, blocks.rows, blocks.state)
-                    return _Progress(self._form.resume(loaded), wanted, plan, tier, loaded)
+                    cache = self._form.resume(loaded)
+                    return Request(prompt, cache, hints, wanted, plan, tier, blocks.lineage, base=loaded)
                 if plan.kind is PlanKind.REPLAY:
-                    loaded = self._form.load_for_replay(plan.compute_from, blocks.rows)
-                    return _Progress(self._form.resume(loaded), wanted, plan, tier)
-        return _Progress(self._form.new_cache(), wanted)
+                    cache = self._form.resume(self._form.load_for_replay(plan.compute_from, blocks.rows))
+                    return Request(prompt, cache, hints, wanted, plan, tier, blocks.lineage)
+        return Request(prompt, self._form.new_cache(), hints, wanted)
+
+    def _take_over(self, transcript: Tokens, store: HandoffStore[MatchT], hints: Hints) -> Request | HandoffOutcome:
+        """The request as it was left, its next token's logits computed; why not, where it cannot be had."""
+        held = transcript[:-1]
+        began = time.perf_counter()
+        payload = store.take_handoff(held) if held.size else None
+        if payload is None:
+            return HandoffOutcome.MISSED
+        with torch.inference_mode():
+            handed = handoff.unpack(self._form, payload, held.size)
+            if handed is None:
+                return HandoffOutcome.UNREADABLE
+            rows, tier = None, Tier.HOST
+            if handed.base:
+                # one token more than the rows, for there is no resuming where no token is left to compute
+                with store.lookup(held[: handed.base + 1], hints=hints) as match, store.fetch(match) as blocks:
+                    if blocks.plan.tokens != handed.base or blocks.lineage != handed.lineage:
+                        return HandoffOutcome.ROWS_GONE
+                    rows, tier = self._form.load_rows(blocks.rows), blocks.tier or tier
+            plan = Plan(PlanKind.RESUME, held.size, held.size, payload.nbytes, tier, None, None)
+            cache = self._form.resume(handed.on(rows))
+            request = Request(transcript, cache, hints, plan=plan, tier=tier, handoff=HandoffOutcome.TAKEN)
+            request.first = self._logits(self._forward(cache, transcript[-1:]))
+        request.ttft_s = time.perf_counter() - began
+        return request
 
     def _wanted(self, snapshots: Snapshots, end_tokens: int) -> frozenset[int]:
         """Boundaries of the request, output included, whose states are asked for."""
@@ -194,8 +213,9 @@ class Worker:
         output_end = (end_tokens // step * step,) if snapshots.at_output_end else ()
         return frozenset(edge for edge in (*snapshots.at, *regular, *output_end) if edge and edge % step == 0)
 
-    def _prefill(self, at: _Progress, prompt: Tokens) -> Tensor:
+    def _prefill(self, at: Request) -> Tensor:
         """Compute the rest of the prompt on absolute chunks; logits of its last token, (1, vocab)."""
+        prompt = at.prompt
         whole = self._whole(prompt.size)
         hidden = self._pass_blocks(at, prompt, at.plan.compute_from, whole)
         if whole < prompt.size:
@@ -203,7 +223,7 @@ class Worker:
         assert hidden is not None  # a resume point lies below the prompt's last token
         return self._logits(hidden)
 
-    def _pass_blocks(self, at: _Progress, tokens: Tokens, begin: int, end: int) -> Tensor | None:
+    def _pass_blocks(self, at: Request, tokens: Tokens, begin: int, end: int) -> Tensor | None:
         """Compute the blocks of [begin, end), each as one chunk, and take the states asked for while passing."""
         hidden = None
         for edge in range(begin + self.layout.block_tokens, end + 1, self.layout.block_tokens):
@@ -214,28 +234,23 @@ class Worker:
                     at.taken[edge] = at.base
         return hidden
 
-    def _decode(self, cache: DynamicCache, last: Tensor, max_new_tokens: int) -> tuple[list[int], Tensor]:
-        output, logits = [], []
-        while True:
-            output.append(int(last.argmax()))
-            logits.append(last)
-            if len(output) == max_new_tokens:
-                return output, torch.cat(logits)
-            last = self._logits(self._forward(cache, np.array(output[-1:], np.int32)))
-
-    def _complete(
-        self, at: _Progress, transcript: Tokens, prompt_tokens: int, store: Store[MatchT] | None, hints: Hints
-    ) -> None:
+    def _complete(self, at: Request, store: Store[MatchT] | None) -> None:
         """Recompute in whole chunks what a part of one, or decoding, has finished; put that."""
-        begin, end = self._whole(prompt_tokens), self._whole(transcript.size)
-        if store is None or not store.is_connected or begin == end:
+        transcript = at.transcript
+        begin, end = self._whole(at.prompt.size), self._whole(transcript.size)
+        if store is None or not store.is_connected:
             return
-        at.cache = self._form.new_cache() if at.base is None else self._form.resume(at.base)
-        self._pass_blocks(at, transcript, begin, end)
-        self._publish(at, transcript, begin, store, hints)
+        if at.handoff is HandoffOutcome.TAKEN:  # what is canonical of it is in the store, if anywhere
+            again = self._begin(transcript, transcript.size, store, at.hints)
+            self._pass_blocks(again, transcript, again.plan.compute_from, end)
+            self._publish(again, transcript, again.plan.tokens, store)
+        elif begin < end:
+            at.cache = self._form.new_cache() if at.base is None else self._form.resume(at.base)
+            self._pass_blocks(at, transcript, begin, end)
+            self._publish(at, transcript, begin, store)
 
-    def _publish(self, at: _Progress, tokens: Tokens, begin: int, store: Store[MatchT] | None, hints: Hints) -> None:
-        """Hand over the canonical rows from `begin` on, and the states taken there."""
+    def _publish(self, at: Request, tokens: Tokens, begin: int, store: Store[MatchT] | None) -> None:
+        """Put the canonical rows from `begin` on, and the states taken there."""
         end = 0 if at.base is None else at.base.tokens
         if store is None or not store.is_connected or at.base is None or end <= begin:
             return
@@ -243,7 +258,7 @@ class Worker:
         rows = self._form.export_rows(at.base, begin // step, end // step)
         states = {edge: self._form.export_state(taken) for edge, taken in at.taken.items()}
         at.taken.clear()
-        store.put(tokens[:end], first_block=begin // step, rows=rows, states=states, hints=hints)
+        store.put(tokens[:end], first_block=begin // step, rows=rows, states=states, hints=at.hints)
 
     def _whole(self, tokens: int) -> int:
         return tokens // self.layout.block_tokens * self.layout.block_tokens
