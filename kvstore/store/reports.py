@@ -10,6 +10,7 @@ from kvstore.core.index import Facts
 from kvstore.core.keys import BlockKey, Tier
 from kvstore.store.kept import Kept
 from kvstore.store.mover import Described, Written
+from kvstore.store.rates import Rates
 
 MAX_FLOWS = 4096  # loaded by layers and remembered; the oldest have ended long ago
 
@@ -21,6 +22,10 @@ class MoverReports:
 
     def __init__(self, kept: Kept) -> None:
         self._kept = kept
+
+    @property
+    def rates(self) -> Rates:
+        return self._kept.rates
 
     def describe(self, namespace: bytes) -> Described:
         return self._kept.described[namespace]
@@ -49,7 +54,7 @@ class MoverReports:
             self._kept.bad.discard((drop.key, drop.generation))
             return self._kept.planner.spaces[Tier.DISK].is_free(drop.slots[0])
 
-    def ended(self, copies: Sequence[tuple[Facts, bool]], target: Tier, nbytes: int, seconds: float) -> None:
+    def ended(self, copies: Sequence[tuple[Facts, bool]], target: Tier) -> None:
         with self._kept.changed:
             now = self._kept.clock()
             for facts, is_whole in copies:
@@ -59,17 +64,20 @@ class MoverReports:
                     end = self._kept.planner.arrived if is_whole else self._kept.planner.failed
                     self._kept.run(end(facts.key, facts.generation, target, now))
                 self._kept.counters[f"copies_{target.value}" + ("" if is_whole else "_failed")] += 1
-            if nbytes and target is Tier.DISK:
-                self._kept.rates.note_written(Tier.DISK, nbytes, seconds)
-                if not self._kept.shut and all(is_whole for _, is_whole in copies):
-                    self._kept.troubles.pop(Tier.DISK, None)
-            elif nbytes:
-                self._kept.rates.note_read(Tier.DISK, nbytes, seconds)
+            is_well = copies and target is Tier.DISK and all(is_whole for _, is_whole in copies)
+            if is_well and not self._kept.shut:
+                self._kept.troubles.pop(Tier.DISK, None)
             self._kept.changed.notify_all()
 
-    def layered(self, flow: int, layers: int) -> None:
-        """So many leading layers of all copies of a flow are verified in their slots."""
+    def layered(self, flow: int) -> None:
+        """More leading layers of all copies of a flow are verified in their slots.
+
+        How many is asked under the lock: while it is held a flow's first copies run ahead of those not submitted yet.
+        """
         with self._kept.changed:
+            layers = self._kept.mover.layers_done(flow)
+            if layers is None:
+                return  # all have ended meanwhile
             self._kept.layers.pop(flow, None)
             self._kept.layers[flow] = layers
             if len(self._kept.layers) > MAX_FLOWS:

@@ -114,7 +114,7 @@ def test_a_read_that_gets_no_memory_is_a_miss(tmp_path: Path, monkeypatch) -> No
     put_durably(store, Stream(store, v4_demo(), "a", 4), 0, 4, (3,))
     store.close()
 
-    def no_memory(*_: object) -> None:
+    def no_memory(*_: object, **__: object) -> None:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
     store = opened(folder)

@@ -16,12 +16,12 @@ from store_helpers import Stream
 
 from kvstore.core.errors import TierFault
 from kvstore.core.presets import v4_demo
-from kvstore.store import mover
+from kvstore.store import disk_writer
 from kvstore.tiers.manifest import Manifest
 
 
 def test_a_manifest_that_could_not_be_written_is_written_anew(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(mover, "RENEW_SECONDS", 0.0)
+    monkeypatch.setattr(disk_writer, "RENEW_SECONDS", 0.0)
     folder = tmp_path / "d"
     store = opened(folder)
     stream = Stream(store, v4_demo(), "a", 12)

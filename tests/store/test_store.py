@@ -21,7 +21,7 @@ from kvstore.core.layout import ModelLayout
 from kvstore.core.match import Hints, MissReason, PlanKind
 from kvstore.core.placement import Placement
 from kvstore.core.reserve import Durability, ObjectSpec, PutStatus, ReserveStatus
-from kvstore.store import mover, reader
+from kvstore.store import disk_writer, promoter, reader
 from kvstore.store.settings import StoreConfig
 from kvstore.store.store import Store
 from kvstore.tiers.host import HostTier
@@ -336,7 +336,8 @@ def test_a_fault_of_ours_in_a_mover_fails_one_copy_and_not_the_thread(
         store = Store.open(config(tmp_path / "d"))
         assert store.quiesce(10)
         stream = Stream(store, presets.v4_tiny(), "a", 3)
-    real, calls = getattr(mover, name), []
+    module = disk_writer if name == "encode_frame" else promoter
+    real, calls = getattr(module, name), []
 
     def faulty(*arguments: object, **more: object) -> object:
         calls.append(name)
@@ -344,7 +345,7 @@ def test_a_fault_of_ours_in_a_mover_fails_one_copy_and_not_the_thread(
             raise RuntimeError("a bug")
         return real(*arguments, **more)
 
-    monkeypatch.setattr(mover, name, faulty)
+    monkeypatch.setattr(module, name, faulty)
     if name == "encode_frame":
         stream.put(store, states=[2])
     else:
