@@ -37,6 +37,8 @@ fetches = 3
 puts = 2
 call_seconds = 4.5
 max_call_seconds = 9
+lanes = 7
+staging_bytes = "3MiB"
 """
 
 
@@ -69,6 +71,7 @@ def test_every_key_is_read(tmp_path):
     limits = config.limits
     assert (limits.calls, limits.fetches, limits.puts) == (10, 3, 2)
     assert (limits.call_seconds, limits.max_call_seconds) == (4.5, 9.0)
+    assert (limits.lanes, limits.staging_bytes) == (7, 3 << 20)
 
 
 def test_flags_override_the_file_and_absent_flags_do_not(tmp_path):

@@ -28,8 +28,8 @@ from kvstore.daemon.address import Address, SocketHold, parse_listen
 from kvstore.daemon.admin import AdminService
 from kvstore.daemon.attach import SPARE_LANES, AttachSocket, attach_path
 from kvstore.daemon.calls import Calls, Gate, parsed
-from kvstore.daemon.lanes import LaneService
 from kvstore.daemon.garbage import Garbage
+from kvstore.daemon.lanes import LaneService
 from kvstore.daemon.service import KVStoreService
 from kvstore.daemon.staging import StagingRoom
 from kvstore.daemon.workers import Workers
@@ -132,12 +132,13 @@ class Daemon:
         self._calls.drain()
         self._server.stop(drain_seconds).wait(drain_seconds + 1.0)
         self._calls.wait_idle(max(0.0, ends - time.monotonic()))  # those of the attach socket
+        cancelled = time.monotonic()
         if self._attach is not None and not self._attach.close(CANCEL_SECONDS):
             log.warning("lanes of the attach socket are still being served at the end")
         self._lanes.shutdown(wait=False)
         if self._watcher is not None:
             self._watcher.join(1.0)
-        if not self._calls.wait_idle(CANCEL_SECONDS):
+        if not self._calls.wait_idle(max(0.0, cancelled + CANCEL_SECONDS - time.monotonic())):
             log.warning("calls are still running at the end; their bytes are not stored")
         self._ticking.set()
         if self._ticker is not None:

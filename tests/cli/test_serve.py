@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -57,10 +58,27 @@ def test_it_says_where_it_listens_and_what_it_got(serve, tmp_path):
     assert facts["pid"] == child.pid
     assert [tier["tier"] for tier in facts["tiers"]] == ["host"]
     assert 60 << 20 < facts["tiers"][0]["capacity_bytes"] <= 64 << 20
+    assert facts["attach"] == f"{tmp_path}/kv.sock.attach"
+    assert Path(facts["attach"]).is_socket()
     child.send_signal(signal.SIGTERM)
     _, err = child.communicate(timeout=30)
     assert child.returncode == 0
     assert f"ready on unix:{tmp_path}/kv.sock: host " in err
+    assert not Path(facts["attach"]).exists()
+
+
+def test_it_says_which_pages_it_got(serve):
+    child, facts = serve()
+    huge = facts["tiers"][0]["huge_bytes"]
+    assert 0 <= huge <= facts["tiers"][0]["ready_bytes"]
+    why = re.compile(
+        r"no huge pages: (shmem_enabled is .+, vm\.nr_hugepages is \d+|the machine's memory is in pieces .+)"
+    )
+    got = re.compile(r"huge pages: [\d.]+ \wi?B of [\d.]+ \wi?B")
+    assert (got if huge else why).fullmatch(facts["huge_pages"])
+    child.send_signal(signal.SIGTERM)
+    _, err = child.communicate(timeout=30)
+    assert facts["huge_pages"] in err
 
 
 def test_status_shows_it_as_json_and_as_a_table(serve, tmp_path):
@@ -70,6 +88,7 @@ def test_status_shows_it_as_json_and_as_a_table(serve, tmp_path):
     assert said["boot_epoch"] == facts["boot_epoch"]
     assert {tier["tier"] for tier in said["tiers"]} == {"host", "disk"}
     assert all(tier["is_writable"] and not tier["trouble"] for tier in said["tiers"])
+    assert (said["attached_workers"], said["staging_bytes"]) == (0, 0)
     assert 0 < said["lock_longest_seconds"] <= said["lock_held_seconds"] and said["lock_waited_seconds"] >= 0
     table = run("status", "--connect", address)
     assert table.returncode == 0

@@ -78,7 +78,10 @@ class MemoryStore:
     def namespace(self, id):
         return self.namespaces.get(id)
 
-    def lookup(self, namespace_id, chain, prompt_tokens, hints, owner, can_replay, worker_flops, layers=False, **_):
+    def lookup(
+        self, namespace_id, chain, prompt_tokens, hints, owner, can_replay, worker_flops,
+        layers=False, host_bytes_per_second=None, hot_only=False,
+    ):  # fmt: skip
         self.log.append(("lookup", hints, owner, can_replay, worker_flops))
         layout = self.namespaces[namespace_id].layout
         found = 0
