@@ -12,7 +12,10 @@ import json
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from threading import current_thread, main_thread
+from typing import Any
 
 import numpy as np
 from shapes import Rows, Tokens, arrays_of, scaled_flash
@@ -23,7 +26,6 @@ from kvstore.client.settings import Bounds
 from kvstore.core.match import PlanKind
 
 BLOCK_TOKENS = 128
-CALLS = ("lane_calls", "grpc_calls", "streams")  # what a client counts of calls that its caller waits for
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Engine:
         self._layout = scaled_flash()
         assert self._layout.state is not None
         self._client = kvstore.connect(address, layout=self._layout, bounds=Bounds(queue_bytes=1 << 30))
+        self._waited = Waited(self._client)
         rng = np.random.default_rng(1)
         self._state = arrays_of(self._layout.state, (), rng)
         self._rows: dict[int, Rows] = {}
@@ -87,7 +90,7 @@ class Engine:
 
     def _turn(self, session: Session, due: float, figures: dict[str, list[float]]) -> None:
         client, prompt = self._client, session.tokens
-        calls, hashing = blocking_calls(client), client.counters.get("hashing_microseconds", 0)
+        calls, hashing = self._waited.calls, client.counters.get("hashing_microseconds", 0)
         began = time.perf_counter()
         with client.lookup(prompt) as match:
             found = time.perf_counter()
@@ -98,7 +101,7 @@ class Engine:
         figures["late"].append(1e3 * (fetched - due))
         figures["fetch"].append(1e3 * (fetched - found))
         figures["reuse"].append(resumed / len(prompt))
-        figures["calls"].append(blocking_calls(client) - calls)
+        figures["calls"].append(self._waited.calls - calls)
         figures["hashing"].append((client.counters["hashing_microseconds"] - hashing) / 1e3)
         whole = len(prompt) // BLOCK_TOKENS
         first = resumed // BLOCK_TOKENS
@@ -117,9 +120,29 @@ def base_of(seed: int, tokens: int) -> Tokens:
     return np.random.default_rng(1000 + seed).integers(0, 1 << 31, tokens, dtype=np.int32)
 
 
-def blocking_calls(client: Client) -> int:
-    """Calls that the worker's thread has waited for."""
-    return sum(client.counters.get(name, 0) for name in CALLS)
+class Waited:
+    """Counts the calls that the worker's own thread waits for; the client's thread makes others beside it."""
+
+    def __init__(self, client: Client) -> None:
+        self.calls = 0
+        link = client._link
+        for name in ("call", "lane_call", "fetch"):
+            setattr(link, name, self._counting(getattr(link, name)))
+
+    def _counting(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            if current_thread() is not main_thread():
+                return call(*arguments, **options)
+            self.calls += not self._is_inside
+            self._is_inside, before = True, self._is_inside
+            try:
+                return call(*arguments, **options)
+            finally:
+                self._is_inside = before
+
+        return counted
+
+    _is_inside = False  # `call` goes on to `lane_call`
 
 
 def main(address: str) -> None:

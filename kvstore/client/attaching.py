@@ -23,8 +23,8 @@ LONGEST_SECONDS = 1.0  # one try: connecting on one host takes microseconds, a d
 class Attaching:
     """Holds the one attachment there is at a time."""
 
-    def __init__(self, worker_id: bytes, counters: Counters) -> None:
-        self._worker_id, self._counters = worker_id, counters
+    def __init__(self, worker_id: bytes, counters: Counters, *, is_wanted: bool = True) -> None:
+        self._worker_id, self._counters, self._is_wanted = worker_id, counters, is_wanted
         self._lock = Lock()  # held for one try: other threads wait for its outcome instead of trying too
         self._lanes: Lanes | None = None
         self._path, self._boot_epoch = "", 0  # where to try again; no path: nowhere
@@ -47,8 +47,8 @@ class Attaching:
             if lanes is not None and path == self._path and boot_epoch == self._boot_epoch and lanes.is_alive:
                 return
             self._end()
-            self._path, self._boot_epoch = path, boot_epoch
-            if path:
+            self._path, self._boot_epoch = path if self._is_wanted else "", boot_epoch
+            if self._path:
                 self._try(seconds)
 
     def usable(self, seconds: float) -> Lanes | None:

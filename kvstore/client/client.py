@@ -70,6 +70,7 @@ class Client:
         worker_flops: float | None,
         can_replay: bool,
         existing_only: bool,
+        share_memory: bool,
         timeouts: Timeouts,
         bounds: Bounds,
     ) -> None:
@@ -80,7 +81,9 @@ class Client:
         self._pool = BufferPool(bounds.pool_bytes)
         self._hasher = Hasher(layout.block_tokens, bounds.memo_bytes, self._counters)
         self._lineages = Lineages(bounds.lineages)
-        self._link = Link(address, layout, timeouts, self._counters, existing_only=existing_only)
+        self._link = Link(
+            address, layout, timeouts, self._counters, existing_only=existing_only, share_memory=share_memory
+        )
         self._writer = Writer(self._link, self._lineages, bounds, timeouts)
         self._lookups = Lookups(
             self._link, self._hasher, self._lineages, layout,

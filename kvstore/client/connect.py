@@ -17,6 +17,7 @@ def connect(
     worker_flops: float | None = None,
     can_replay: bool = True,
     existing_only: bool = False,
+    share_memory: bool = True,
     timeouts: Timeouts | None = None,
     bounds: Bounds | None = None,
 ) -> Client:
@@ -26,7 +27,8 @@ def connect(
     `worker_flops` is this worker's prefill speed in the cost model's FLOP a second: with it the store leaves out loads
     that would take longer than recomputing. `can_replay`: the worker can rebuild a missing state by replay.
     `existing_only`: raise LayoutMismatch where the store knows this model with another layout, instead of starting a
-    cache of its own. Raises InvalidInput for arguments that cannot be right.
+    cache of its own. `share_memory=False`: everything goes over gRPC, also where the daemon is on this host.
+    Raises InvalidInput for arguments that cannot be right.
     """
     if not isinstance(layout, ModelLayout):
         raise InvalidInput(f"layout is a {type(layout).__name__}: pass a ModelLayout, e.g. kvstore.layouts.v4_flash()")
@@ -40,6 +42,7 @@ def connect(
         worker_flops=worker_flops,
         can_replay=can_replay,
         existing_only=existing_only,
+        share_memory=share_memory,
         timeouts=timeouts or Timeouts(),
         bounds=bounds or Bounds(),
     )

@@ -66,6 +66,7 @@ class Link:
         counters: Counters,
         *,
         existing_only: bool,
+        share_memory: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.worker_id = os.urandom(16)
@@ -82,7 +83,7 @@ class Link:
             worker_id=self.worker_id,
             existing_only=existing_only,
         )
-        self.attaching = Attaching(self.worker_id, counters)
+        self.attaching = Attaching(self.worker_id, counters, is_wanted=share_memory)
         self._session: Session | None = None
         self._is_closed = False
 
