@@ -14,7 +14,7 @@ from kvstore.client.hashing import Extras, Tokens
 from kvstore.core.errors import InvalidInput
 from kvstore.core.match import Hints
 from kvstore.core.prefix import Extra
-from kvstore.rpc.convert import hints_from_wire, hints_to_wire, text_from_wire
+from kvstore.rpc.convert import flops_from_wire, hints_from_wire, hints_to_wire, text_from_wire
 
 MAX_SOCKET_PATH = 107  # sun_path of Linux, without its final NUL
 
@@ -78,6 +78,15 @@ def checked_seconds(seconds: float, what: str, limit: float = math.inf) -> float
     if not isinstance(seconds, int | float) or not (0 < seconds <= limit and math.isfinite(seconds)):
         raise InvalidInput(f"{what}={seconds!r} is out of range: give seconds above 0 and at most {limit:g}")
     return float(seconds)
+
+
+def checked_flops(flops: float | None) -> float | None:
+    """A worker's speed in FLOP a second, where it is known."""
+    if flops is None:
+        return None
+    if not isinstance(flops, int | float):
+        raise InvalidInput(f"worker_flops={flops!r} is no number: give FLOP a second, or leave it out")
+    return flops_from_wire(flops)
 
 
 def check_text(text: str, what: str) -> None:

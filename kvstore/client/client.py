@@ -20,6 +20,7 @@ from kvstore.client.arguments import (
     check_text,
     check_unicode,
     checked_extras,
+    checked_flops,
     checked_hints,
     checked_seconds,
     int32_tokens,
@@ -120,6 +121,15 @@ class Client:
         """What happened since the client was made, by name."""
         return self._counters.snapshot()
 
+    @property
+    def worker_flops(self) -> float | None:
+        """This worker's prefill speed in the cost model's FLOP a second; what lookups tell the store from now on."""
+        return self._lookups.worker_flops
+
+    @worker_flops.setter
+    def worker_flops(self, flops: float | None) -> None:
+        self._lookups.worker_flops = checked_flops(flops)
+
     def lookup(self, tokens: ArrayLike, *, hints: Hints = NO_HINTS, extras: Extras | None = None) -> ClientMatch:
         """From where a prompt of these token ids (position 0 on) can go on. Within `lookup_seconds`."""
         asked = Asked(int32_tokens(tokens), checked_hints(hints), checked_extras(extras))
@@ -139,6 +149,16 @@ class Client:
         """
         self._counters.add("fetches")
         return self._fetcher.fetch(match, into)
+
+    def catch_up(self, match: ClientMatch, computed_tokens: int) -> Blocks | None:
+        """For a worker that computes after an abandoned fetch: a deeper point that has come in meanwhile.
+
+        A fetch is abandoned, counted as `fetch_abandoned`, when computing from what is here is predicted to be
+        quicker; the store goes on reading. Ask between two steps of the prefill, with how many tokens are computed:
+        None where nothing is in the store's memory that is quicker to load than to compute (and at once, mostly:
+        it looks at most every few milliseconds). Needs the match's lease: ask before releasing it.
+        """
+        return self._fetcher.catch_up(match, computed_tokens)
 
     def put(
         self,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from kvstore.client.arguments import checked_address
+from kvstore.client.arguments import checked_address, checked_flops
 from kvstore.client.client import Client
 from kvstore.client.settings import Bounds, Timeouts
 from kvstore.core.errors import InvalidInput
 from kvstore.core.layout import ModelLayout
-from kvstore.rpc.convert import flops_from_wire
 
 
 def connect(
@@ -32,14 +31,10 @@ def connect(
     """
     if not isinstance(layout, ModelLayout):
         raise InvalidInput(f"layout is a {type(layout).__name__}: pass a ModelLayout, e.g. kvstore.layouts.v4_flash()")
-    if worker_flops is not None:
-        if not isinstance(worker_flops, int | float):
-            raise InvalidInput(f"worker_flops={worker_flops!r} is no number: give FLOP a second, or leave it out")
-        flops_from_wire(worker_flops)
     return Client(
         checked_address(address),
         layout,
-        worker_flops=worker_flops,
+        worker_flops=checked_flops(worker_flops),
         can_replay=can_replay,
         existing_only=existing_only,
         share_memory=share_memory,

@@ -103,6 +103,10 @@ class Link:
     def deadline(self, seconds: float) -> float:
         return self._clock() + seconds
 
+    def now(self) -> float:
+        """The clock of deadlines."""
+        return self._clock()
+
     def left(self, deadline: float) -> float:
         return deadline - self._clock()
 

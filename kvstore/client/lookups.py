@@ -8,6 +8,8 @@ from kvstore.client.hashing import HashedTokens, Hasher
 from kvstore.client.lineages import Lineages
 from kvstore.client.link import Link, Session
 from kvstore.client.match import Asked, ClientMatch, Lease
+from kvstore.client.patience import Patience
+from kvstore.core.cost import CostModel
 from kvstore.core.errors import InvalidInput, StoreUnavailable
 from kvstore.core.layout import ModelLayout
 from kvstore.core.match import Match, Plan, PlanKind
@@ -17,6 +19,26 @@ from kvstore.rpc.matches import match_from_wire
 
 # A chain of fewer blocks is sent whole: 2 KiB of hashes cost nothing, a refused tail costs a second call.
 TAIL_MIN_BLOCKS = 64
+
+
+HOST_SPEED_WEIGHT = 0.2  # of a new measurement
+HOST_SPEED_LEAST_BYTES = 256 << 10  # smaller fetches measure the call
+
+
+class HostSpeed:
+    """How fast this worker takes hot bytes out of the store, calls included: what a hot load costs it.
+
+    Written by fetches of any thread: a lost update costs one measurement.
+    """
+
+    def __init__(self) -> None:
+        self.bytes_per_second: float | None = None
+
+    def note(self, nbytes: int, seconds: float) -> None:
+        if nbytes < HOST_SPEED_LEAST_BYTES or seconds <= 0:
+            return
+        known, rate = self.bytes_per_second, nbytes / seconds
+        self.bytes_per_second = rate if known is None else known + HOST_SPEED_WEIGHT * (rate - known)
 
 
 class Lookups:
@@ -34,7 +56,17 @@ class Lookups:
         release: Callable[[int, int], None],
     ) -> None:
         self._link, self._hasher, self._lineages, self._layout = link, hasher, lineages, layout
-        self._can_replay, self._worker_flops, self._release = can_replay, worker_flops, release
+        self._can_replay, self._release = can_replay, release
+        self._cost = CostModel.of(layout)
+        self.worker_flops = worker_flops  # may be set at any time; a lookup uses what it finds
+        self.host_speed = HostSpeed()
+
+    def patience(self, match: ClientMatch) -> Patience | None:
+        """How long to wait for this match's load; None where nothing says what computing would take."""
+        tokens = len(match.asked.tokens)
+        return Patience.of(
+            self._layout, self._cost, self.worker_flops, tokens, match.found, match.plan, self._can_replay
+        )
 
     def find(self, asked: Asked, deadline: float) -> ClientMatch:
         """The store's match for these tokens. Raises StoreUnavailable."""
@@ -49,9 +81,11 @@ class Lookups:
             self._link.counters.add("lookup_tails_refused")
             best.release()
             best = self._ask_in_parts(session, hashed, 0, asked, deadline)
-        hashed.resumable_blocks = best.plan.tokens // self._layout.block_tokens
+        if not asked.hot_only:
+            hashed.resumable_blocks = best.plan.tokens // self._layout.block_tokens
         if best.plan.tokens and self._layout.canonical:  # else the worker's own rows may be another run's
-            self._lineages.note_if_new(hashed.position(hashed.resumable_blocks), best.found.lineage)
+            position = hashed.position(best.plan.tokens // self._layout.block_tokens)
+            self._lineages.note_if_new(position, best.found.lineage)
         return best
 
     def _ask_in_parts(
@@ -82,7 +116,9 @@ class Lookups:
             prompt_tokens=len(asked.tokens),
             hints=hints_to_wire(asked.hints),
             can_replay=self._can_replay,
-            worker_flops=self._worker_flops,
+            worker_flops=self.worker_flops,
+            host_bytes_per_second=self.host_speed.bytes_per_second,
+            hot_only=asked.hot_only,
         )
         answer = self._link.call(self._link.calls.lookup, request, deadline)
         self._link.same_epoch(session, answer.boot_epoch)

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from kvstore.client.buffers import Bytes
+from kvstore.client.fetching import Load
 from kvstore.client.hashing import Extras, HashedTokens, Tokens
 from kvstore.client.packing import Packing
 from kvstore.core.errors import InvalidInput
@@ -35,6 +36,7 @@ class Asked(NamedTuple):
     tokens: Tokens
     hints: Hints
     extras: Extras
+    hot_only: bool = False  # only what is in the store's memory counts
 
 
 class ClientMatch:
@@ -46,6 +48,8 @@ class ClientMatch:
     def __init__(self, asked: Asked, found: Match, hashed: HashedTokens | None, lease: Lease | None) -> None:
         self.asked, self.found, self.hashed, self.lease = asked, found, hashed, lease
         self.plan: Plan = found.plan
+        self.abandoned: Load | None = None  # what came in of a load that did not pay any more, until now
+        self.look_at = 0.0  # when to look again whether the rest is there, on the link's clock
 
     @property
     def tokens(self) -> Tokens:

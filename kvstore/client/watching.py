@@ -1,0 +1,118 @@
+"""Waits for what a lease's promotions bring into the daemon's memory, and for how long that pays.
+
+One `Watch` serves one load. Asks with Locate, over a lane or gRPC; whoever copies the bytes does so between two of
+its answers. Any one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kvstore.client.link import Link, Session
+from kvstore.client.match import ClientMatch
+from kvstore.client.patience import Patience, Progress, should_stop
+from kvstore.core.descriptor import record_bytes
+from kvstore.core.errors import InvalidInput
+from kvstore.core.layout import ModelLayout
+from kvstore.rpc.generated import kvstore_pb2 as pb
+
+PARTS = 8  # of a load that are copied as they come; the last one is all that is left to copy when the disk is done
+CALL_SECONDS = 1.0  # more than any Locate takes beyond its wait; a daemon that is silent for so long is away
+
+
+class Abandoned(Exception):
+    """What is here is the better choice than waiting for the rest."""
+
+
+class Watch:
+    """Begins when it is made: the load's clock starts."""
+
+    def __init__(self, link: Link, layout: ModelLayout, patience: Patience) -> None:
+        self.gave_up = False
+        self._link, self._layout, self._patience = link, layout, patience
+        self._began = self._news_at = link.now()
+        self._forecast = patience.forecast
+        self._here_bytes = 0
+        self._hot = 0  # blocks that are in the daemon's memory, or were
+
+    def arrivals(
+        self, session: Session, match: ClientMatch, first: int, end: int, required: int | None
+    ) -> Iterator[int]:
+        """Counts of blocks that are in the daemon's memory, growing by parts; ends when nothing more is to come.
+
+        Raises Abandoned, and what a call raises.
+        """
+        lease = match.lease
+        assert lease is not None and lease.id is not None
+        told, hot, is_first = first, first, True
+        part = max((end - first) // PARTS, 1)
+        while True:
+            wait = 0.0 if is_first else self._forecast.look_seconds
+            answer = self._locate(session, lease.id, lease.boot_epoch, hot, min(part, max(end - hot, 1)), wait)
+            news = self._count(answer, hot)
+            hot += news
+            self._hot = hot
+            has_state = required is None or any(state.group == required for state in answer.states)
+            if is_first:
+                self._begin(hot, end, has_state, required)
+            else:
+                self._note(news)
+            is_first = False
+            if not answer.is_loading or (hot >= end and has_state):
+                break
+            if hot - told >= part:
+                told = hot
+                yield hot
+            self.check(hot)
+        if hot > told:
+            yield hot
+
+    def check(self, blocks: int) -> None:
+        """Raise Abandoned where waiting does not pay any more with so many blocks here."""
+        now = self._link.now()
+        here = self._patience.fallback.seconds(blocks * self._layout.block_tokens)
+        progress = Progress(now - self._began, now - self._news_at, self._here_bytes, here)
+        if should_stop(self._forecast, progress):
+            self.gave_up = True
+            raise Abandoned
+
+    def streamed(self, blocks: int) -> None:
+        """So many blocks are in the worker's memory: those behind what is in the daemon's come straight from disk."""
+        if blocks > self._hot:
+            self._note(blocks - self._hot)
+            self._hot = blocks
+            self.check(blocks)
+
+    def _begin(self, hot: int, end: int, has_state: bool, required: int | None) -> None:
+        """What was hot from the start is no progress of the disk's: only the rest is watched."""
+        cold = (end - hot) * self._layout.rows.nbytes
+        if required is not None and not has_state:
+            cold += self._layout.groups[required].nbytes
+        self._forecast = self._forecast._replace(load_bytes=cold)
+
+    def _note(self, blocks: int) -> None:
+        if blocks:
+            self._here_bytes += blocks * self._layout.rows.nbytes
+            self._news_at = self._link.now()
+
+    def _locate(
+        self, session: Session, lease: int, boot_epoch: int, first: int, blocks: int, wait: float
+    ) -> pb.LocateResponse:
+        request = pb.LocateRequest(
+            namespace_id=session.namespace,
+            boot_epoch=boot_epoch,
+            lease=lease,
+            first_block=first,
+            min_blocks=blocks,
+            wait_seconds=wait,
+        )
+        return self._link.call(self._link.calls.locate, request, self._link.deadline(wait + CALL_SECONDS))
+
+    def _count(self, answer: pb.LocateResponse, first: int) -> int:
+        """Blocks that an answer tells of; an object of rows lies in one slot, or its count is not needed here."""
+        if not answer.rows.records:
+            return 0
+        count, rest = divmod(len(answer.rows.records), record_bytes(1))
+        if rest or answer.rows.first_block != first:
+            raise self._link.failure(InvalidInput("the daemon told of rows that were not asked for"))
+        return count
