@@ -47,6 +47,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from harness import Against, Bench, main
 
@@ -55,6 +56,7 @@ SIZES = (16, 64)  # blocks of a request
 WARMUPS = 2  # they touch the memory of the stores
 RUNS, QUICK_RUNS = 9, 3
 CLOSE_SECONDS = 20.0
+LOG_BYTES = 4096  # of the end of a worker's log, for its last words
 OURS = "kvstore"
 PAGED = "(2,2048,16,2,128):bfloat16:4"  # as `lmcache bench server`, twice: what is put, and where requests end
 WHOLE = "(2,128,256,8,128):bfloat16:1"
@@ -171,7 +173,7 @@ def report(bench: Bench, blocks: int, measured: list[Store], seconds: Seconds, r
 class Worker:
     """A process of one store: `peer_*.py`, spoken to in lines of JSON."""
 
-    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[str], log: IO[bytes]) -> None:
         self.process, self._log = process, log
         first = self._answer()
         if "unavailable" in first:
@@ -195,7 +197,10 @@ class Worker:
         return json.loads(line)
 
     def _last_words(self) -> str:
-        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        size = os.fstat(self._log.fileno()).st_size
+        # pread: the worker writes at the same file position, which must not move
+        text = os.pread(self._log.fileno(), LOG_BYTES, max(0, size - LOG_BYTES)).decode(errors="replace")
+        lines = [line for line in text.splitlines() if line.strip()]
         return "it ended: " + (lines[-1] if lines else "without a word")
 
 
@@ -210,13 +215,11 @@ def running_worker(store: Store) -> Iterator[Worker]:
     script = Path(__file__).resolve().with_name(store.script)
     # -E: another interpreter must not see what PYTHONPATH adds for this one
     flags = [] if python == sys.executable else ["-E"]
-    with tempfile.TemporaryDirectory(prefix="kvstore-bench-") as folder:
-        log = Path(folder) / "worker.log"
-        with log.open("w") as errors:
-            process = subprocess.Popen(
-                [python, *flags, str(script), json.dumps(dict(store.settings))],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True,
-            )  # fmt: skip
+    with tempfile.TemporaryFile() as log:  # without a name: nothing stays, however this ends
+        process = subprocess.Popen(
+            [python, *flags, str(script), json.dumps(dict(store.settings))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
+        )  # fmt: skip
         try:
             yield Worker(process, log)
         finally:
