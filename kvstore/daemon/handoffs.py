@@ -56,13 +56,7 @@ def take(store: Store, request: pb.TakeHandoffRequest, deadline: float) -> Itera
         return
     with taken:
         header: pb.TakeHandoffHeader | None = pb.TakeHandoffHeader(nbytes=taken.nbytes, content=taken.content)
-        chunk: list[memoryview] = []
-        room = MAX_CHUNK_BYTES
-        for piece in taken.pieces:
-            if piece.nbytes > room:
-                check(deadline)
-                yield wire.frame_take_handoff(header, chunk)
-                header, chunk, room = None, [], MAX_CHUNK_BYTES
-            chunk.append(piece)
-            room -= piece.nbytes
-        yield wire.frame_take_handoff(header, chunk)
+        for chunk in wire.chunks(taken.pieces, MAX_CHUNK_BYTES):
+            check(deadline)
+            yield wire.frame_take_handoff(header, chunk)
+            header = None

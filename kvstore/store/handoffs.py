@@ -2,6 +2,7 @@
 
 They lie in pieces of one size, so that memory goes round: a fresh buffer costs 15 to 25 times the copy into it
 (MEASURED section 1). What `core/handoff.py` counts is whole pieces, so its bound is a bound of memory.
+Each piece is a mapping, of which Linux gives a process 65,530: a bound above 16 GiB is cut into larger ones.
 
 Any thread. The store's lock is held for dictionary work, never across a copy or a checksum.
 """
@@ -15,7 +16,8 @@ from kvstore.core.handoff import Handoff, Name
 from kvstore.store.kept import Kept
 from kvstore.tiers.buffers import IDLE_BYTES, Buffers
 
-PIECE_BYTES = 256 << 10  # a demo request has 1 to 2 MB, V4-Flash's tails and windows alone 14 MB
+PIECE_BYTES = 1 << 20  # a demo request has 0.4 to 0.8 MB, V4-Flash's tails and windows alone 15 MB
+MAX_PIECES = 16_384
 
 
 class HandoffBytes:
@@ -49,6 +51,7 @@ class HandoffKeeper:
 
     def __init__(self, kept: Kept) -> None:
         self._kept = kept
+        self._piece_bytes = PIECE_BYTES * max(1, -(-kept.handoffs.capacity_bytes // (PIECE_BYTES * MAX_PIECES)))
         self._buffers = Buffers(idle_buffers=IDLE_BYTES // PIECE_BYTES)
         self._held: dict[Handoff, HandoffBytes] = {}  # those that could be taken
 
@@ -56,16 +59,16 @@ class HandoffKeeper:
         self, namespace: bytes, key: bytes, nbytes: int, content: bytes, ttl_seconds: float
     ) -> HandoffBytes | None:
         """Writable room; None where there is none. Ends with `finish` or `give_up`."""
-        pieces = -(-nbytes // PIECE_BYTES)
+        pieces = -(-nbytes // self._piece_bytes)
         with self._kept.lock:
             now = self._kept.clock()
             self.expire(now)
-            handoff = self._kept.handoffs.admit(Name(namespace, key), pieces * PIECE_BYTES, ttl_seconds, now)
+            handoff = self._kept.handoffs.admit(Name(namespace, key), pieces * self._piece_bytes, ttl_seconds, now)
             if handoff is None:
                 self._kept.counters["handoffs_no_room"] += 1
                 return None
         try:
-            memory = [self._buffers.take(PIECE_BYTES) for _ in range(pieces)]
+            memory = [self._buffers.take(self._piece_bytes) for _ in range(pieces)]
         except OSError:  # the machine grants no more
             memory = []
         if not memory:
@@ -73,7 +76,7 @@ class HandoffKeeper:
                 self._kept.handoffs.end(handoff)
                 self._kept.counters["handoffs_no_room"] += 1
             return None
-        memory[-1] = memory[-1][: nbytes - (pieces - 1) * PIECE_BYTES]
+        memory[-1] = memory[-1][: nbytes - (pieces - 1) * self._piece_bytes]
         return HandoffBytes(handoff, nbytes, content, memory)
 
     def finish(self, held: HandoffBytes) -> bool:

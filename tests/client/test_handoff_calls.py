@@ -158,7 +158,7 @@ def test_bytes_that_changed_in_the_daemons_memory_are_a_miss(start, connect):
     client = connect()
     assert client.put_handoff(TOKENS, [payload(2 * MIB)])
     (held,) = daemon.store.handoffs._held.values()
-    held.pieces[3][1000] ^= 1
+    held.pieces[1][1000] ^= 1
     assert client.take_handoff(TOKENS) is None
     assert client.counters["handoffs_corrupt"] == 1 and client.is_connected
 

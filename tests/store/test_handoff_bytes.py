@@ -131,6 +131,17 @@ def test_a_reader_keeps_its_bytes_while_the_room_is_given_to_others(store, space
     assert b"".join(views) == body
 
 
+def test_a_large_bound_is_not_cut_into_more_mappings_than_linux_gives(clock):
+    store = Store.open(config(None, handoff_bytes=40 << 30), clock=clock)
+    space = store.hello("test", presets.v4_tiny()).id
+    body = bytes_of(4 * PIECE_BYTES)
+    put(store, space, body)
+    with store.handoffs.take(space, KEY) as taken:
+        assert [len(piece) for piece in taken.pieces] == [3 * PIECE_BYTES, PIECE_BYTES]
+        assert b"".join(taken.pieces) == body
+    store.close(0.0)
+
+
 def test_another_namespace_does_not_see_it(store, space):
     put(store, space, b"mine")
     other = store.hello("other", presets.v4_tiny()).id
