@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from itertools import pairwise
 
 import pytest
 
@@ -167,7 +168,7 @@ def test_groups_of_layers_cover_an_object_in_reads_that_are_worth_a_call(layout)
         0, 0, len(rows.sections), layers,
     )  # fmt: skip
     assert groups[-1].end_byte >= rows.nbytes and len(groups) >= 3
-    for one, other in zip(groups, groups[1:], strict=False):
+    for one, other in pairwise(groups):
         assert (other.first, other.start_byte) == (one.end, one.end_byte) and one.start_byte % 4096 == 0
         assert one.layers == rows.sections[one.end].layer, "the first layer that is not whole with it"
         assert edges[one.end] <= one.end_byte < edges[one.end] + 4096
