@@ -179,6 +179,11 @@ def _read(settings: _Settings) -> Config:
             f"{settings.named('host.handoff_bytes')} is {host.handoff_bytes} bytes beside host.bytes={host.bytes}, "
             f"this machine has {memory_bytes()}: give them less"
         )
+    if settings.was_given("limits.staging_bytes") and host.bytes + limits.staging_bytes > memory_bytes():
+        raise ConfigError(
+            f"{settings.named('limits.staging_bytes')} is {limits.staging_bytes} bytes beside host.bytes={host.bytes}, "
+            f"this machine has {memory_bytes()}: give them less"
+        )
     if limits.call_seconds > limits.max_call_seconds:
         raise ConfigError(
             f"{settings.named('limits.call_seconds')} is above max_call_seconds={limits.max_call_seconds}: lower it"

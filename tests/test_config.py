@@ -126,6 +126,8 @@ def test_handoffs_have_a_sixteenth_of_the_host_but_at_least_64_mib(tmp_path, hos
         ('[host]\nbytes = "900TiB"', "this machine has .*: give it less"),
         ('[host]\nhandoff_bytes = "900TiB"', r"host\.handoff_bytes in .* beside host.bytes=.*: give them less"),
         ("[host]\nhandoff_bytes = -1", "-1 is negative"),
+        ('[limits]\nstaging_bytes = "900TiB"', r"limits\.staging_bytes in .* beside host.bytes=.*: give them less"),
+        ("[limits]\nlanes = 0", "a whole number from 1 to 4096"),
         ('[disk]\nbytes = "1GiB"', "set without a folder: name one with disk.folder"),
         ('[disk]\nfolder = "/x"\nbytes = 0', "give the disk a size, or leave disk.folder out"),
         ('[disk]\nfolder = "/x"\nbytes = "900000TiB"', "the filesystem of /x has .*: give it less"),

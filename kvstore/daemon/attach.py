@@ -35,7 +35,6 @@ ATTACH_SECONDS = 5.0  # for the first request of a lane
 SEND_SECONDS = 10.0  # for a worker that does not read its answer
 BACKLOG = 64
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: struct ucred
-_ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 
 @dataclass(slots=True, eq=False)

@@ -30,6 +30,7 @@ from kvstore.daemon.calls import Refused
 from kvstore.daemon.staging import MAX_WORKER_BYTES, StagingRoom
 from kvstore.daemon.workers import Workers
 from kvstore.rpc.generated import kvstore_pb2 as pb
+from kvstore.rpc.lane import LaneRequest, send_request
 from kvstore.rpc.status import error_of
 
 ROW = LAYOUT.rows.nbytes
@@ -328,6 +329,34 @@ def test_a_region_of_holes_reads_as_zeros(real_peer, lane):
     chain = real_peer.chain(1)
     [result] = lane.call("Commit", commit_request(real_peer, staged_put(chain, [0], [0]))).staged
     assert result.contents == content_checksum([bytes(ROW)])
+
+
+def test_a_worker_that_ends_in_the_middle_of_a_copy_takes_nothing_with_it(real, real_peer, lane, monkeypatch):
+    """The copy goes on from the daemon's own mapping; the region is given back when it has ended."""
+    staging = lane.stage(PAGE_BYTES)
+    staging[:ROW] = b"\x07" * ROW
+    entered, leave = threading.Event(), threading.Event()
+    uploads = real.store._staged._uploads
+    begin = uploads.begin_object
+
+    def beginning(*arguments):
+        entered.set()
+        assert leave.wait(20)
+        return begin(*arguments)
+
+    monkeypatch.setattr(uploads, "begin_object", beginning)
+    chain = real_peer.chain(1)
+    request = commit_request(real_peer, staged_put(chain, [0], [0]))
+    send_request(lane.socket, LaneRequest("Commit", 20.0, request.SerializeToString()))
+    assert entered.wait(10)
+    staging.close()
+    lane.close()
+    until(lambda: real_peer.status().attached_workers == 0)
+    assert real_peer.status().staging_bytes == PAGE_BYTES
+    leave.set()
+    until(lambda: real_peer.status().staging_bytes == 0)
+    [frame] = real_peer.fetch(chain, 1)
+    assert bytes(frame.data) == b"\x07" * ROW
 
 
 def test_the_lane_of_a_worker_that_is_gone_leaves_nothing(real_peer, lane):
