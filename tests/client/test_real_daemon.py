@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from client_tools import assert_rows, assert_state, sample, until
 
-import kvstore
-from kvstore.config import load_config
 from kvstore.core import presets
 from kvstore.core.keys import Tier
 from kvstore.core.match import Hints, PlanKind
-from kvstore.daemon.opening import open_daemon
 
 LAYOUTS = {
     "tiny": presets.v4_tiny(),
@@ -25,29 +16,6 @@ LAYOUTS = {
     "full": presets.full_tiny(),
     "flash": presets.v4_flash(mtp=True),
 }
-
-
-@pytest.fixture
-def start(tmp_path):
-    """Starts a daemon in this process on the test's folder; stops it at the end. Call again for a restart."""
-    tmp_path.chmod(0o700)
-    running = []
-
-    def start(host_bytes="64MiB"):
-        while running:
-            running.pop().stop(5.0)
-        flags = {
-            "listen": f"unix:{tmp_path}/kv.sock",
-            "host.bytes": host_bytes,
-            "disk.folder": str(tmp_path / "disk"),
-            "disk.bytes": "256MiB",
-        }
-        running.append(open_daemon(load_config(None, flags)))
-        return running[0]
-
-    yield start
-    while running:
-        running.pop().stop(5.0)
 
 
 def test_a_worker_hears_in_which_field_its_layout_differs(start, connect, caplog):
@@ -159,53 +127,23 @@ def test_pins_sessions_and_prefetch_are_understood(start, connect):
     assert client.lookup(tokens).plan.tokens == 256
 
 
-SERVE = """
-import sys, threading
-from kvstore.config import load_config
-from kvstore.daemon.opening import open_daemon
-folder = sys.argv[1]
-flags = {"listen": f"unix:{folder}/kv.sock", "host.bytes": "16MiB"}
-flags |= {"disk.folder": f"{folder}/disk", "disk.bytes": "64MiB"}
-daemon = open_daemon(load_config(None, flags))
-print("ready", flush=True)
-threading.Event().wait()
-"""
-
-
-def test_a_killed_daemon_costs_a_miss_and_durable_bytes_come_back(tmp_path, connect):
-    tmp_path.chmod(0o700)
-    environment = os.environ | {"PYTHONPATH": str(Path(kvstore.__file__).parents[1])}
-    processes = []
-
-    def start():
-        command = [sys.executable, "-c", SERVE, str(tmp_path)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
-        processes.append(process)
-        assert process.stdout.readline() == b"ready\n"
-        return process
-
-    try:
-        daemon = start()
-        client = connect()
-        tokens, rows, states = sample(client.layout, 4)
-        assert client.put(tokens, first_block=0, rows=rows, states=states)
-        assert client.flush(30, durable=True)
-        match = client.lookup(tokens)
-        daemon.send_signal(signal.SIGKILL)
-        daemon.wait()
-        assert client.fetch(match).plan.kind in (PlanKind.COLD, PlanKind.RESUME)
-        assert client.lookup(tokens).plan.kind is PlanKind.COLD
-        start()
-        until(lambda: client.is_connected)
-        with client.lookup(tokens) as match, client.fetch(match) as blocks:
-            assert blocks.plan.tokens == 512 and blocks.tier is Tier.DISK
-            assert_rows(blocks, rows, 4)
-            assert_state(blocks, states[512])
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-            process.stdout.close()
+def test_a_killed_daemon_costs_a_miss_and_durable_bytes_come_back(daemon_process, connect):
+    daemon = daemon_process()
+    client = connect()
+    tokens, rows, states = sample(client.layout, 4)
+    assert client.put(tokens, first_block=0, rows=rows, states=states)
+    assert client.flush(30, durable=True)
+    match = client.lookup(tokens)
+    daemon.kill()
+    daemon.wait()
+    assert client.fetch(match).plan.kind in (PlanKind.COLD, PlanKind.RESUME)
+    assert client.lookup(tokens).plan.kind is PlanKind.COLD
+    daemon_process()
+    until(lambda: client.is_connected)
+    with client.lookup(tokens) as match, client.fetch(match) as blocks:
+        assert blocks.plan.tokens == 512 and blocks.tier is Tier.DISK
+        assert_rows(blocks, rows, 4)
+        assert_state(blocks, states[512])
 
 
 def test_one_put_larger_than_the_host_goes_through_it_to_disk(start, connect):
