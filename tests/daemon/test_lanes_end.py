@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import socket
+import subprocess
+import sys
 import threading
+from functools import partial
+from pathlib import Path
 
 import pytest
 from daemon_peer import LAYOUT, WORKER, Peer, config_at, until
-from lane_peer import LanePeer, Refusal, commit_request, lookup_request, open_lane, put_over, staged_put
+from lane_peer import (
+    LanePeer,
+    Mapped,
+    Refusal,
+    commit_request,
+    lookup_request,
+    open_lane,
+    put_over,
+    records,
+    staged_put,
+)
 from memory_store import MemoryStore
 
 from kvstore.core.keys import PAGE_BYTES
@@ -166,6 +181,44 @@ def test_a_second_signal_does_not_wait_for_them(slow):
     daemon.hasten()
     stopping.join(60)
     assert not stopping.is_alive() and store.closed_with == 0.0
+
+
+def is_populated(peer: Peer) -> bool:
+    return all(tier.ready_bytes == tier.capacity_bytes for tier in peer.status().tiers)
+
+
+def test_a_killed_daemon_leaves_a_worker_its_mapping_and_the_next_one_turns_it_away(tmp_path):
+    tmp_path.chmod(0o700)
+    command = [sys.executable, "-m", "kvstore.cli.main", "serve", "--json", "--host-bytes", "8MiB"]
+    command += ["--listen", f"unix:{tmp_path}/kv.sock"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    epochs = []
+    for _ in range(2):
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True)
+        try:
+            epochs.append(json.loads(child.stdout.readline())["boot_epoch"])
+            peer = Peer(f"unix:{tmp_path}/kv.sock")
+            peer.say_hello()
+            if len(epochs) == 2:
+                with pytest.raises(Refusal) as refused:
+                    LanePeer(peer.hello.attach_path, epochs[0])
+                assert refused.value.reason == "OTHER_BOOT_EPOCH"
+                continue
+            until(partial(is_populated, peer))
+            lane = open_lane(peer)
+            chain = peer.chain(1)
+            bodies = put_over(peer, lane, chain)
+            match = lane.call("Lookup", lookup_request(peer, chain))
+            [([page], _, _)] = records(match.rows, 1)
+            memory = Mapped(lane, peer.hello.namespace_id)
+        finally:
+            child.kill()
+            child.wait(30)
+            child.stdout.close()
+        assert lane.socket.recv(1) == b""
+        assert memory.bytes_at(page, LAYOUT.rows.nbytes) == bodies[0, 0]
+        assert {entry.name for entry in tmp_path.iterdir()} >= {"kv.sock", "kv.sock.attach"}
+    assert epochs[0] != epochs[1]
 
 
 # -- workers that stall -------------------------------------------------------------------------

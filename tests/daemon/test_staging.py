@@ -22,11 +22,13 @@ from lane_peer import (
     staged_put,
 )
 
+from kvstore.config import load_config
 from kvstore.core.checksum import content_checksum
 from kvstore.core.errors import InvalidInput
 from kvstore.core.keys import PAGE_BYTES, Chain
 from kvstore.core.lineage import ROOT_LINEAGE, child_lineage
 from kvstore.daemon.calls import Refused
+from kvstore.daemon.opening import open_daemon
 from kvstore.daemon.staging import MAX_WORKER_BYTES, StagingRoom
 from kvstore.daemon.workers import Workers
 from kvstore.rpc.generated import kvstore_pb2 as pb
@@ -171,6 +173,35 @@ def test_a_reservation_can_be_committed_afterwards(real_peer, lane):
     later = commit_request(real_peer, reservation=result.reservation, durable=True)
     assert list(lane.call("Commit", later).durabilities) == [pb.DURABILITY_MEMORY]  # this daemon has no disk
     assert not lane.call("Commit", later).durabilities
+
+
+def test_staged_objects_are_durable_when_the_daemon_says_so(tmp_path):
+    """Both ways: with the Commit that brings them, and with a later one of its reservation."""
+    tmp_path.chmod(0o700)
+    flags = {"listen": f"unix:{tmp_path}/kv.sock", "host.bytes": "8MiB", "disk.bytes": "16MiB"}
+    config = load_config(None, flags | {"disk.folder": str(tmp_path / "segments")})
+    daemon = open_daemon(config)
+    peer = Peer(daemon.address.target)
+    peer.say_hello()
+    lane = open_lane(peer)
+    staging = lane.stage(2 * PAGE_BYTES)
+    staging[: 2 * ROW] = b"\x01" * ROW + b"\x02" * ROW
+    chains = [peer.chain(2, seed=seed) for seed in (1, 2)]
+    puts = [staged_put(chain, range(2), [0, ROW]) for chain in chains]
+    answer = lane.call("Commit", commit_request(peer, puts[0], durable=True))
+    assert list(answer.durabilities) == [pb.DURABILITY_DISK] * 2
+    [result] = lane.call("Commit", commit_request(peer, puts[1])).staged
+    later = commit_request(peer, reservation=result.reservation, durable=True)
+    assert list(lane.call("Commit", later).durabilities) == [pb.DURABILITY_DISK] * 2
+    daemon.stop(5.0)
+
+    daemon = open_daemon(config)
+    peer = Peer(daemon.address.target)
+    peer.say_hello()
+    for chain in chains:
+        frames = peer.fetch(chain, 2, lease=peer.lookup(chain).lease)
+        assert b"".join(frame.data for frame in frames) == b"\x01" * ROW + b"\x02" * ROW
+    daemon.stop(0.0)
 
 
 def test_durable_waits_at_once(real_peer, lane):
