@@ -283,6 +283,7 @@ def test_status_shows_tiers_namespaces_and_counters(peer):
     assert [(tier.tier, tier.objects, tier.ready_bytes) for tier in status.tiers] == [(pb.TIER_HOST, 1, 500)]
     assert [space.model for space in status.namespaces] == ["v4-tiny"]
     assert (status.leases, status.pins, status.queued_copies, status.is_draining) == (1, 2, 3, False)
+    assert (status.handoffs, status.handoff_bytes) == (5, 6)
     assert (status.lock_held_seconds, status.lock_waited_seconds, status.lock_longest_seconds) == (7.0, 8.0, 9.0)
     assert status.counters["hits"] == 4
     assert status.counters["rpc_put"] == 1

@@ -145,6 +145,23 @@ def test_a_request_goes_on_from_any_store_that_keeps_it(worker, cold, same, toke
     same(worker.finish(request), whole)  # who hands over may go on
 
 
+@pytest.mark.parametrize("carry_bytes", [0, 1 << 30])
+def test_a_request_may_move_on_again_and_again(worker, cold, tokens, prefilled, carry_bytes):
+    store = HandingStore(worker.layout, rows=prefilled.rows, states=prefilled.states)
+    whole = cold(tokens[:500], 40)
+    request, done = worker.start(tokens[:500], 40, store), 0
+    request.lineage = bytes(16)  # this store has no lineages
+    for count in (3, 9, 1, 4):
+        worker.decode(request, count)
+        assert request.output == list(whole.output[done : done + count])
+        assert worker.hand_over(request, store, carry_bytes=carry_bytes)
+        done += count
+        request = worker.take_over(request.transcript, 40 - done, store)
+        assert request.handoff is HandoffOutcome.TAKEN and request.stored_tokens == (0 if carry_bytes else 384)
+    worker.decode(request, 40 - done)
+    assert worker.finish(request).logits.numpy().tobytes() == whole.logits[done:].numpy().tobytes()
+
+
 def test_without_a_handoff_it_is_an_ordinary_run(worker, cold, same, tokens):
     store = HandingStore(worker.layout)
     before = worker.handoffs[HandoffOutcome.MISSED]

@@ -102,7 +102,9 @@ def test_handoffs_that_are_taken_read_alike_in_protobuf_and_here(header, pieces)
 def test_chunks_are_the_pieces_cut_to_one_length(pieces, chunk_bytes):
     made = [b"".join(chunk) for chunk in wire.chunks([memoryview(piece) for piece in pieces], chunk_bytes)]
     assert b"".join(made) == b"".join(pieces)
-    assert all(len(chunk) == chunk_bytes for chunk in made[:-1]) and all(0 < len(chunk) <= chunk_bytes for chunk in made)
+    assert all(len(chunk) == chunk_bytes for chunk in made[:-1]) and all(
+        0 < len(chunk) <= chunk_bytes for chunk in made
+    )
 
 
 @given(st.binary(max_size=80))

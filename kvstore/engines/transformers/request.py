@@ -42,7 +42,8 @@ class Request:
     wanted: frozenset[int] = frozenset()  # boundaries whose states are to be put
     plan: Plan = COLD_PLAN
     tier: Tier | None = None
-    lineage: bytes = ROOT_LINEAGE  # of the rows that were loaded
+    stored_tokens: int = 0  # rows of these came out of the store ...
+    lineage: bytes = ROOT_LINEAGE  # ... and have this lineage
     handoff: HandoffOutcome = HandoffOutcome.NOT_ASKED
     base: Snapshot | None = None  # the canonical cache at the last boundary passed; None at 0
     taken: dict[int, Snapshot] = field(default_factory=dict)

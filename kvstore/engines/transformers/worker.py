@@ -5,9 +5,10 @@ only rows and states of blocks that were computed as one whole chunk are put. Th
 the decoded output are recomputed in whole chunks after the answer, from the state at the last whole boundary of
 the prompt.
 
-A request can be handed over at any token: `start`, `decode` some, `hand_over` here; `resume` with the transcript there.
-What goes on from the exact cache gives the bits of the run that was never stopped. What does not find it is an
-ordinary run of the transcript, whose last bits may differ, because decoding is not prefilling: `Run.handoff` says so.
+A request can be handed over at any token: `start`, `decode` some, `hand_over` here; `take_over` or `resume` there, with
+the transcript. What goes on from the exact cache gives the bits of the run that was never stopped. What does not find
+it is an ordinary run of the transcript, whose last bits may differ, because decoding is not prefilling: `Run.handoff`
+says so.
 
 The store never stops a request: a dead one gives an empty match, a fetch that lost objects says what is left, and
 a refused put is not waited for. One thread; a `Worker` computes for one request at a time.
@@ -114,13 +115,13 @@ class Worker:
         ttl_seconds: float = HANDOFF_SECONDS,
         carry_bytes: int = CARRY_BYTES,
     ) -> bool:
-        """Leave the request's exact cache for another worker's `resume` of `request.transcript`; whether it is there.
+        """Leave the request's exact cache for whoever takes over `request.transcript`; whether it is there.
 
-        The request stays as it is: it may go on here. Loaded rows of more than `carry_bytes` are left to the store.
+        The request stays as it is: it may go on here. Rows from the store of more than `carry_bytes` are left there.
         """
         if not request.output:
             raise InvalidInput("nothing was decoded yet: the first token of the output is the prefill's to choose")
-        base = request.plan.tokens
+        base = request.stored_tokens
         if base // self.layout.block_tokens * self.layout.rows.nbytes <= carry_bytes:
             base = 0
         held = request.transcript[:-1]
@@ -137,20 +138,30 @@ class Worker:
         store: HandoffStore[MatchT],
         hints: Hints = NO_HINTS,
     ) -> Run:
-        """Go on from where another worker stopped: prompt and output so far, the last token of which was not fed yet.
-
-        Without the exact cache it is an ordinary run; `Run.handoff` says why.
-        """
-        request = self._take_over(self._checked(transcript, max_new_tokens), store, hints)
-        if isinstance(request, HandoffOutcome):
-            self.handoffs[request] += 1
-            ordinary = self.start(transcript, max_new_tokens, store, hints)
-            ordinary.handoff = request
-            request = ordinary
-        else:
-            self.handoffs[request.handoff] += 1
+        """Go on from where another worker stopped, to the end; see `take_over`."""
+        request = self.take_over(transcript, max_new_tokens, store, hints)
         self.decode(request, max_new_tokens)
         return self.finish(request, store)
+
+    def take_over(
+        self,
+        transcript: Sequence[int] | Tokens,
+        max_new_tokens: int,
+        store: HandoffStore[MatchT],
+        hints: Hints = NO_HINTS,
+    ) -> Request:
+        """What another worker handed over: its prompt and output so far, the last token of which was not fed yet.
+
+        Without the exact cache it is an ordinary start; `Request.handoff` says why.
+        """
+        tokens = self._checked(transcript, max_new_tokens)
+        request = self._taken(tokens, store, hints)
+        outcome = request if isinstance(request, HandoffOutcome) else HandoffOutcome.TAKEN
+        self.handoffs[outcome] += 1
+        if isinstance(request, HandoffOutcome):
+            request = self.start(tokens, max_new_tokens, store, hints)
+        request.handoff = outcome
+        return request
 
     def _checked(self, tokens: Sequence[int] | Tokens, max_new_tokens: int) -> Tokens:
         prompt = np.asarray(tokens)
@@ -175,13 +186,13 @@ class Worker:
                 if plan.kind is PlanKind.RESUME and blocks.state is not None:
                     loaded = self._form.load(plan.tokens, blocks.rows, blocks.state)
                     cache = self._form.resume(loaded)
-                    return Request(prompt, cache, hints, wanted, plan, tier, blocks.lineage, base=loaded)
+                    return Request(prompt, cache, hints, wanted, plan, tier, plan.tokens, blocks.lineage, base=loaded)
                 if plan.kind is PlanKind.REPLAY:
                     cache = self._form.resume(self._form.load_for_replay(plan.compute_from, blocks.rows))
-                    return Request(prompt, cache, hints, wanted, plan, tier, blocks.lineage)
+                    return Request(prompt, cache, hints, wanted, plan, tier, plan.tokens, blocks.lineage)
         return Request(prompt, self._form.new_cache(), hints, wanted)
 
-    def _take_over(self, transcript: Tokens, store: HandoffStore[MatchT], hints: Hints) -> Request | HandoffOutcome:
+    def _taken(self, transcript: Tokens, store: HandoffStore[MatchT], hints: Hints) -> Request | HandoffOutcome:
         """The request as it was left, its next token's logits computed; why not, where it cannot be had."""
         held = transcript[:-1]
         began = time.perf_counter()
@@ -201,7 +212,9 @@ class Worker:
                     rows, tier = self._form.load_rows(blocks.rows), blocks.tier or tier
             plan = Plan(PlanKind.RESUME, held.size, held.size, payload.nbytes, tier, None, None)
             cache = self._form.resume(handed.on(rows))
-            request = Request(transcript, cache, hints, plan=plan, tier=tier, handoff=HandoffOutcome.TAKEN)
+            request = Request(
+                transcript, cache, hints, plan=plan, tier=tier, stored_tokens=handed.base, lineage=handed.lineage
+            )
             request.first = self._logits(self._forward(cache, transcript[-1:]))
         request.ttft_s = time.perf_counter() - began
         return request
