@@ -37,6 +37,8 @@ from kvstore.client.match import Asked, Blocks, ClientMatch, empty_match
 from kvstore.client.packing import Packing
 from kvstore.client.putting import States, checked_arrays, packed_job
 from kvstore.client.settings import Bounds, Timeouts
+from kvstore.client.target import Into
+from kvstore.client.wish import WHOLE, checked_wish
 from kvstore.client.writer import Writer
 from kvstore.core.checksum import Buffer
 from kvstore.core.errors import HelloAgain, InvalidInput, StoreUnavailable
@@ -142,13 +144,27 @@ class Client:
             self._counters.add("lookups_failed")
             return empty_match(asked, self.layout)
 
-    def fetch(self, match: ClientMatch, into: Mapping[str, Bytes] | None = None) -> Blocks:
-        """The bytes of a match, verified, within `fetch_seconds`; see `Blocks.plan` for how far they reach.
+    def fetch(
+        self,
+        match: ClientMatch,
+        into: Into | None = None,
+        *,
+        share: tuple[int, int] = WHOLE,
+        verify: bool = False,
+        views: bool = False,
+    ) -> Blocks:
+        """The bytes of a match within `fetch_seconds`; see `Blocks.plan` for how far they reach.
 
-        `into` takes the rows: component -> writable uint8 array of the shape that `Blocks.rows` has.
+        `into` takes the rows: component -> writable uint8 array of the shape that `Blocks.rows` has, or one array
+        (blocks, object bytes) for packed objects. What it holds behind the rows of `Blocks.plan` is undefined.
+        `share=(rank, ranks)`: this rank's part of the rows only; the last one gets the state. Ranks whose plans
+        differ agree on the shortest (`match.with_plan`). `verify`: checksums of the copies as well, which a stream
+        always has. `views`: read-only arrays in the daemon's memory instead of copies (see `Blocks.is_valid`), where
+        there are any.
         """
+        wish = checked_wish(into, share, verify=verify, views=views)
         self._counters.add("fetches")
-        return self._fetcher.fetch(match, into)
+        return self._fetcher.fetch(match, wish)
 
     def catch_up(self, match: ClientMatch, computed_tokens: int) -> Blocks | None:
         """For a worker that computes after an abandoned fetch: a deeper point that has come in meanwhile.

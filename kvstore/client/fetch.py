@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 
 from kvstore.client.buffers import BufferPool, Bytes
-from kvstore.client.fetching import Gone, Load, Receiver, Wanted, batches, coldest, new_load
+from kvstore.client.fetching import Gone, Load, Receiver, Wanted, batches, coldest
 from kvstore.client.lineages import Lineages
 from kvstore.client.link import Link, Session
 from kvstore.client.lookups import Lookups, cut_plan, require_store
-from kvstore.client.match import Asked, Blocks, ClientMatch, RowsView, StateView
-from kvstore.client.packing import Packing, check_array
+from kvstore.client.match import Asked, Blocks, ClientMatch
+from kvstore.client.packing import Packing
+from kvstore.client.rows_view import RowsView, StateView
 from kvstore.client.settings import Timeouts
+from kvstore.client.shared import SharedReader, lineage_of
+from kvstore.client.target import target_of
 from kvstore.client.watching import Abandoned, Watch
+from kvstore.client.wish import WHOLE, Wish
 from kvstore.core.errors import HelloAgain, InvalidInput, StoreUnavailable
-from kvstore.core.keys import BlockKey, Tier
+from kvstore.core.keys import CHECKSUM_BYTES, BlockKey, Tier
 from kvstore.core.layout import ModelLayout
 from kvstore.core.lineage import ROOT_LINEAGE
 from kvstore.core.match import COLD_PLAN, Plan, PlanKind
@@ -54,37 +59,42 @@ class Fetcher:
     ) -> None:
         self._link, self._lookups, self._lineages, self._layout = link, lookups, lineages, layout
         self._packings, self._pool, self._timeouts, self._can_replay = packings, pool, timeouts, can_replay
+        self._shared = SharedReader(link, packings, pool)
         self._optional = tuple(index for index, group in enumerate(layout.groups) if group.optional)
 
-    def fetch(self, match: ClientMatch, into: Mapping[str, Bytes] | None) -> Blocks:
-        """The match's bytes, or those of a shorter plan. `into` takes the rows, by component; raises InvalidInput."""
-        blocks = match.plan.tokens // self._layout.block_tokens
-        self._check_into(into, blocks)
-        if match.hashed is None or not blocks:
-            return self._cold(into)
+    def fetch(self, match: ClientMatch, wish: Wish) -> Blocks:
+        """The match's bytes, or those of a shorter plan. Raises InvalidInput for a wish that cannot be."""
         deadline = self._link.deadline(self._timeouts.fetch_seconds)
+        blocks = match.plan.tokens // self._layout.block_tokens
+        first, end = wish.part(blocks)
+        if wish.views and match.hashed is not None and blocks:
+            viewed = self._views(match, first, end, deadline)
+            if viewed is not None:
+                return viewed
         try:
-            load = new_load(match.hashed, blocks, self._layout.rows.nbytes, self._pool)
+            load = self._new_load(match, wish)
         except OSError:  # no memory to map: then these bytes have no place here
             self._link.counters.add("fetch_no_memory")
-            return self._cold(into)
+            return self._cold()
+        if load is None:
+            return self._cold(wish)
         first_deadline = deadline - (1 - FIRST_TRY_SHARE) * self._timeouts.fetch_seconds
-        patience = self._lookups.patience(match)
+        patience = None if load.is_share else self._lookups.patience(match)  # ranks would give up at different points
         # what is hot is here in no time
         watch = None if patience is None or match.plan.tier is Tier.HOST else Watch(self._link, self._layout, patience)
         began = self._link.now()
-        if self._carry_out(match, load, first_deadline, watch):
-            if match.plan.tier is Tier.HOST and load.tier is Tier.HOST:
+        if load.is_share and load.expected is None:
+            load.saw_gone = True  # nobody can say of which run these rows are: the store has to be asked for this plan
+        elif self._carry_out(match, load, wish, first_deadline, watch):
+            if match.plan.tier is Tier.HOST and load.tier is Tier.HOST and not (load.is_share or wish.verify):
                 self._lookups.host_speed.note(match.plan.load_bytes, self._link.now() - began)
-            return self._blocks(match.plan, load, into, match.lineage)
+            return self._blocks(match.plan, load, wish)
         if watch is not None and watch.gave_up:
             self._link.counters.add("fetch_abandoned")
             match.abandoned = load
-            return self._hot(match, load, into, deadline) or self._what_is_here(load, into)
-        again = self._second_try(match, load, deadline)
-        if again is not None:
-            return self._blocks(again.plan, load, into, again.lineage)
-        return self._what_is_here(load, into)
+            return self._hot(match, load, wish, deadline) or self._what_is_here(load, wish)
+        again = self._second_try(match, load, wish, deadline)
+        return self._what_is_here(load, wish) if again is None else again
 
     def catch_up(self, match: ClientMatch, computed_tokens: int) -> Blocks | None:
         """What an abandoned load's promotions have brought in since; None where computing on is quicker."""
@@ -95,19 +105,14 @@ class Fetcher:
         left = patience.fallback.seconds_from(computed_tokens)
         match.look_at = now + max(CATCH_UP_SECONDS, CATCH_UP_SHARE * left)
         deadline = self._link.deadline(self._timeouts.fetch_seconds)
-        blocks = self._hot(match, load, None, deadline, quicker_than=left)
+        blocks = self._hot(match, load, Wish(), deadline, quicker_than=left)
         if blocks is not None:
             self._link.counters.add("fetch_caught_up")
             match.look_at = self._link.now() + CATCH_UP_SECONDS
         return blocks
 
     def _hot(
-        self,
-        match: ClientMatch,
-        load: Load,
-        into: Mapping[str, Bytes] | None,
-        deadline: float,
-        quicker_than: float | None = None,
+        self, match: ClientMatch, load: Load, wish: Wish, deadline: float, quicker_than: float | None = None
     ) -> Blocks | None:
         """The best plan of what is in the store's memory by now; None where there is none, or none so quick."""
         again: ClientMatch | None = None
@@ -120,11 +125,15 @@ class Fetcher:
                 takes = (plan.load_seconds or 0.0) + (plan.recompute_seconds or 0.0)
                 if takes >= quicker_than:
                     return None
-            blocks = plan.tokens // self._layout.block_tokens
-            if blocks > len(load.rows):  # another worker brought in more than this load was for
-                load = new_load(load.hashed, blocks, self._layout.rows.nbytes, self._pool)
-            if self._carry_out(again, load, deadline):
-                return self._blocks(plan, load, into, again.lineage)
+            if (
+                plan.tokens // self._layout.block_tokens > load.room
+            ):  # another worker brought in more than was asked for
+                fresh = None if wish.into is not None else self._new_load(again, wish)
+                if fresh is None:
+                    return None
+                load = fresh
+            if self._carry_out(again, load, wish, deadline):
+                return self._blocks(plan, load, wish)
         except (StoreUnavailable, OSError):
             pass
         finally:
@@ -132,34 +141,41 @@ class Fetcher:
                 again.release()  # the bytes are copies
         return None
 
-    def _carry_out(self, match: ClientMatch, load: Load, deadline: float, watch: Watch | None = None) -> bool:
+    def _new_load(self, match: ClientMatch, wish: Wish) -> Load | None:
+        """None where there is nothing to load; OSError where memory is out."""
+        blocks = match.plan.tokens // self._layout.block_tokens
+        first, end = wish.part(blocks)
+        target = target_of(wish.into, self._packings[0], end - first, self._pool)
+        if match.hashed is None or not blocks:
+            return None
+        return Load(match.hashed, target, end - first, blocks, first, first, match.lineage, wish.share != WHOLE)
+
+    def _carry_out(
+        self, match: ClientMatch, load: Load, wish: Wish, deadline: float, watch: Watch | None = None
+    ) -> bool:
         """Fetch what `load` lacks of the match's plan; False where something could not be had in time."""
         plan, lease = match.plan, match.lease
-        end = plan.tokens // self._layout.block_tokens
-        required = self._layout.state_group if plan.kind is PlanKind.RESUME else None
+        load.blocks, load.expected = plan.tokens // self._layout.block_tokens, match.lineage
+        _, end = wish.part(load.blocks)
+        has_states = plan.kind is PlanKind.RESUME and end == load.blocks  # they go to the share with the last block
+        required = self._layout.state_group if has_states else None
         states = self._optional if required is None else (required, *self._optional)
-        states = states if plan.kind is PlanKind.RESUME else ()
+        states = states if has_states else ()
         load.states.clear()
-        first = min(load.rows_here, end)
-        if lease is None or lease.id is None or (first == end and not states):
-            return first == end and not states
+        if lease is None or lease.id is None or (load.here >= end and not states):
+            return load.here >= end and not states
         try:
             session = self._link.session
-            limit = min(session.batch_blocks, MAX_OBJECTS)
             if watch is not None:
-                for here in watch.arrivals(session, match, first, end, required):
-                    for wanted in batches(load.rows_here, min(here, end), (), None, limit):
-                        self._stream(session, lease.id, lease.boot_epoch, load, wanted, deadline)
-            if load.rows_here < end or states:
-                for wanted in batches(load.rows_here, end, states, required, limit):
-                    self._stream(session, lease.id, lease.boot_epoch, load, wanted, deadline, watch)
+                for here in watch.arrivals(session, match, load.here, end, required):
+                    self._bring(session, match, load, wish, min(here, end), (), None, deadline)
+            self._bring(session, match, load, wish, end, states, required, deadline, watch)
         except Abandoned:
             pass
         except Gone as gone:
             load.saw_gone = True
             load.saw_foreign |= gone.is_foreign
-            kind = "corrupt" if gone.corrupt else "lineage_mismatch" if gone.is_foreign else "missing"
-            self._link.counters.add(f"fetch_{kind}")
+            self._link.counters.add(f"fetch_{gone.kind}")
             if gone.corrupt is not None:
                 self._report(gone.corrupt)
         except HelloAgain:
@@ -169,7 +185,31 @@ class Fetcher:
             self._link.counters.add("fetch_cut_off")
         except OSError:  # no memory to map for the states
             self._link.counters.add("fetch_no_memory")
-        return load.rows_here >= end and (required is None or required in load.states)
+        return load.here >= end and (required is None or required in load.states)
+
+    def _bring(
+        self,
+        session: Session,
+        match: ClientMatch,
+        load: Load,
+        wish: Wish,
+        end: int,
+        states: tuple[int, ...],
+        required: int | None,
+        deadline: float,
+        watch: Watch | None = None,
+    ) -> None:
+        """Rows [load.here, end) and these states: out of shared memory where they are, the rest as a stream."""
+        self._shared.take(match, load, end, states, deadline, verify=wish.verify)
+        rest = tuple(group for group in states if group not in load.states)
+        if match.located is not None and match.plan.tier is Tier.HOST and required not in rest:
+            rest = ()  # optional states that are not on the host: nobody put any, as a rule
+        lease = match.lease
+        if lease is None or lease.id is None or not (load.here < end or rest):
+            return
+        limit = min(session.batch_blocks, MAX_OBJECTS)
+        for wanted in batches(min(load.here, end), end, rest, required, limit):
+            self._stream(session, lease.id, lease.boot_epoch, load, wanted, deadline, watch)
 
     def _stream(
         self,
@@ -199,14 +239,14 @@ class Fetcher:
                     receiver.feed(frame)
                 except InvalidInput as error:
                     raise self._link.failure(error) from error
-                if watch is not None and load.rows_here < wanted.end:  # rows for which the host has no room
-                    watch.streamed(load.rows_here)
+                if watch is not None and load.here < wanted.end:  # rows for which the host has no room
+                    watch.streamed(load.here)
 
-    def _second_try(self, match: ClientMatch, load: Load, deadline: float) -> ClientMatch | None:
+    def _second_try(self, match: ClientMatch, load: Load, wish: Wish, deadline: float) -> Blocks | None:
         """Ask again and fetch the rest; None where that does not give a whole plan either."""
         block_tokens = self._layout.block_tokens
         # Something is gone: the store may have another copy or a shallower point. Too slow: only what is here counts.
-        blocks = len(load.rows) if load.saw_gone else load.rows_here
+        blocks = load.blocks if load.saw_gone else 0 if load.is_share else load.here
         if not blocks:
             return None
         prompt = match.tokens[: blocks * block_tokens + 1]
@@ -214,62 +254,92 @@ class Fetcher:
         again: ClientMatch | None = None
         try:
             again = self._lookups.find(Asked(prompt, match.asked.hints, match.asked.extras), deadline)
-            same_root = require_store(again).root == load.hashed.root
-            if again.plan.kind is not PlanKind.COLD and same_root and self._carry_out(again, load, deadline):
-                return again
-        except StoreUnavailable:
+            if again.plan.kind is PlanKind.COLD or require_store(again).root != load.hashed.root:
+                return None
+            # a share of another plan is another part, and rows of two runs could not be told apart in one
+            fresh = self._new_load(again, wish) if load.is_share else load
+            if fresh is not None and self._carry_out(again, fresh, wish, deadline):
+                return self._blocks(again.plan, fresh, wish)
+        except (StoreUnavailable, OSError):
             pass
         finally:
             if again is not None:
                 again.release()  # the bytes are copies
         return None
 
-    def _what_is_here(self, load: Load, into: Mapping[str, Bytes] | None) -> Blocks:
+    def _what_is_here(self, load: Load, wish: Wish) -> Blocks:
         """The deepest point that the rows here allow by themselves."""
         # Where objects had gone, the rows here may be of two runs; only in a canonical namespace are these the same,
         # and not even there once two that differ were seen.
-        if load.saw_foreign or (load.saw_gone and not self._layout.canonical):
-            return self._cold(into)
-        plan = cut_plan(self._layout, load.rows_here * self._layout.block_tokens, can_replay=self._can_replay)
+        if load.is_share or load.saw_foreign or (load.saw_gone and not self._layout.canonical):
+            return self._cold(wish, load)
+        plan = cut_plan(self._layout, load.here * self._layout.block_tokens, can_replay=self._can_replay)
         load.states.clear()
-        return self._cold(into) if plan is None else self._blocks(plan, load, into, None)
+        if plan is None:
+            return self._cold(wish, load)
+        load.expected = None
+        return self._blocks(plan, load, wish)
 
-    def _blocks(self, plan: Plan, load: Load, into: Mapping[str, Bytes] | None, lineage: bytes | None) -> Blocks:
+    def _blocks(self, plan: Plan, load: Load, wish: Wish) -> Blocks:
         blocks = plan.tokens // self._layout.block_tokens
-        own = load.lineage(blocks)
-        if lineage is not None and lineage != own:
+        first, end = wish.part(blocks)
+        lineage = self._proven(load.hashed.position(blocks), load.lineage(blocks), load.expected)
+        if lineage is None:
+            return self._cold(wish, load)
+        self._link.counters.add("fetched_blocks", end - first)
+        rows = load.target.arrays(end - first)
+        # what lay on disk at the lookup has been promoted since: it came from there all the same
+        tier = coldest((plan.tier, load.tier))
+        return Blocks(plan, rows, *self._states(load.states), tier, lineage, first)
+
+    def _proven(self, position: bytes, own: bytes | None, expected: bytes | None) -> bytes | None:
+        """The rows' lineage, from what is here of them or by the store's word; None where the two differ."""
+        if own is not None and expected is not None and own != expected:
             self._link.counters.add("fetch_lineage_mismatch")
-            return self._cold(into)
-        self._lineages.note(load.hashed.position(blocks), own)
-        self._link.counters.add("fetched_blocks", blocks)
-        state_group = self._layout.state_group
-        state = None if state_group is None else load.states.get(state_group)
-        return Blocks(
-            plan,
-            self._rows(load.rows[:blocks], into),
-            None if state is None or state_group is None else StateView(self._packings[state_group], state),
-            {
-                self._layout.groups[index].name: StateView(self._packings[index], load.states[index])
-                for index in self._optional
-                if index in load.states
-            },
-            # what lay on disk at the lookup has been promoted since: it came from there all the same
-            coldest((plan.tier, load.tier)),
-            own,
-        )
+            return None
+        if own is not None:
+            self._lineages.note(position, own)
+        return own or expected
 
-    def _cold(self, into: Mapping[str, Bytes] | None) -> Blocks:
-        nothing = np.empty((0, self._layout.rows.nbytes), np.uint8)
-        return Blocks(COLD_PLAN, self._rows(nothing, into), None, {}, None, ROOT_LINEAGE)
+    def _states(
+        self, states: Mapping[int, Bytes]
+    ) -> tuple[Mapping[str, Bytes] | None, Mapping[str, Mapping[str, Bytes]]]:
+        """The required state and the optional ones, by component."""
+        seen = {group: StateView(self._packings[group], state) for group, state in states.items()}
+        optional = {self._layout.groups[index].name: seen[index] for index in self._optional if index in seen}
+        required = self._layout.state_group
+        return None if required is None else seen.get(required), optional
 
-    def _rows(self, objects: Bytes, into: Mapping[str, Bytes] | None) -> Mapping[str, Bytes]:
-        packing = self._packings[0]
-        if into is None:
-            return RowsView(packing, objects)
-        given = {name: into[name][: len(objects)] for name in packing.components}
-        for name, array in given.items():
-            packing.unpack_into(name, objects, array)
-        return given
+    def _views(self, match: ClientMatch, first: int, end: int, deadline: float) -> Blocks | None:
+        """The match's rows where they lie; None where they have to be copied."""
+        plan = match.plan
+        has_states = plan.kind is PlanKind.RESUME and end == plan.tokens // self._layout.block_tokens
+        try:
+            views = self._shared.views(match, first, end, deadline)
+            states = {} if views is None or not has_states else self._shared.viewed_states(views)
+        except (StoreUnavailable, HelloAgain, OSError):
+            return None
+        required = self._layout.state_group if has_states else None
+        if views is None or states is None or (required is not None and required not in states):
+            return None
+        hashed, blocks = require_store(match), plan.tokens // self._layout.block_tokens
+        own = lineage_of(views.contents, blocks) if len(views.contents) >= blocks * CHECKSUM_BYTES else None
+        lineage = self._proven(hashed.position(blocks), own, match.lineage)
+        if lineage is None:
+            return None
+        self._link.counters.add("viewed_blocks", len(views))
+        rows = cast(Mapping[str, Bytes], views.rows())  # sequences of the same arrays
+        return Blocks(plan, rows, *self._states(states), coldest((plan.tier, Tier.HOST)), lineage, first, views)
+
+    def _cold(self, wish: Wish | None = None, load: Load | None = None) -> Blocks:
+        """Nothing, in the shape that was asked for."""
+        if load is not None:
+            rows = load.target.arrays(0)
+        elif wish is not None and wish.into is not None:
+            rows = target_of(wish.into, self._packings[0], 0, self._pool).arrays(0)
+        else:
+            rows = RowsView(self._packings[0], np.empty((0, self._layout.rows.nbytes), np.uint8))
+        return Blocks(COLD_PLAN, rows, None, {}, None, ROOT_LINEAGE)
 
     def _report(self, key: BlockKey) -> None:
         """Tell the store of wrong bytes, so that the second try does not meet them again."""
@@ -282,16 +352,3 @@ class Fetcher:
             )
             deadline = self._link.deadline(self._timeouts.control_seconds)
             self._link.call(self._link.calls.report, request, deadline)
-
-    def _check_into(self, into: Mapping[str, Bytes] | None, blocks: int) -> None:
-        if into is None:
-            return
-        packing = self._packings[0]
-        for name in packing.components:
-            if name not in into:
-                raise InvalidInput(f"into lacks component {name!r}")
-            array = into[name]
-            room = max(blocks, len(array)) if getattr(array, "ndim", 0) else blocks
-            check_array(array, packing.shape(name, room), f"component {name!r} of into")
-            if not array.flags.writeable:
-                raise InvalidInput(f"component {name!r} of into is read-only: pass a writable array")

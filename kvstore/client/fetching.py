@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 from kvstore.client.buffers import BufferPool, Bytes
 from kvstore.client.hashing import HashedTokens
+from kvstore.client.target import Target
 from kvstore.core.checksum import content_checksum, seal
 from kvstore.core.errors import InvalidInput
-from kvstore.core.keys import PAGE_BYTES, BlockKey, Tier
+from kvstore.core.keys import CHECKSUM_BYTES, PAGE_BYTES, BlockKey, Tier
 from kvstore.core.layout import ModelLayout
 from kvstore.core.lineage import ROOT_LINEAGE, child_lineage
 from kvstore.rpc.enums import TIER
@@ -27,33 +28,60 @@ _TEMPERATURE = (Tier.GPU, Tier.HOST, Tier.DISK, Tier.REMOTE)
 
 
 class Gone(Exception):
-    """A required object is not to be had; `corrupt` names it where its bytes were wrong."""
+    """A required object is not to be had. `kind` is how it is counted; `corrupt` names one whose bytes were wrong."""
 
-    def __init__(self, corrupt: BlockKey | None = None, is_foreign: bool = False) -> None:
-        super().__init__("corrupt" if corrupt else "of another run" if is_foreign else "missing")
-        self.corrupt = corrupt
-        self.is_foreign = is_foreign  # whole, but of another run than the rows that are here
+    def __init__(self, kind: str, corrupt: BlockKey | None = None) -> None:
+        super().__init__(kind)
+        self.kind, self.corrupt = kind, corrupt
+
+    @property
+    def is_foreign(self) -> bool:
+        """It was whole, but of another run than the rows that are here."""
+        return self.kind == FOREIGN
+
+
+FOREIGN = "lineage_mismatch"
 
 
 @dataclass(slots=True)
 class Load:
-    """What has been fetched of one sequence so far."""
+    """What has been fetched of one sequence so far: rows of blocks [first, here), states at the last block's end."""
 
     hashed: HashedTokens
-    rows: Bytes  # (blocks, object bytes); the first `len(lineages)` are verified
-    rows_bytes: memoryview  # the same, flat
-    lineages: list[bytes] = field(default_factory=list)  # of the rows here, computed from their bytes
-    states: dict[int, Bytes] = field(default_factory=dict)  # verified states at `state_block`, (1, object bytes)
+    target: Target
+    room: int  # rows that the target takes
+    blocks: int  # of the plan
+    first: int  # own rows are [first, end); less than all of the plan's in a share
+    here: int  # own rows [first, here) are verified
+    expected: bytes | None  # lineage of the plan's rows as the store told it
+    is_share: bool = False
+    lineages: list[bytes] = field(default_factory=list)  # of the first rows, as far as their contents are known
+    states: dict[int, Bytes] = field(default_factory=dict)  # verified, (1, object bytes) each
     tier: Tier | None = None
     saw_gone: bool = False
     saw_foreign: bool = False
 
-    @property
-    def rows_here(self) -> int:
-        return len(self.lineages)
+    def lineage(self, blocks: int) -> bytes | None:
+        """Of so many rows; None where not all of their contents are known."""
+        if not blocks:
+            return ROOT_LINEAGE
+        return self.lineages[blocks - 1] if blocks <= len(self.lineages) else None
 
-    def lineage(self, blocks: int) -> bytes:
-        return self.lineages[blocks - 1] if blocks else ROOT_LINEAGE
+    def land(self, first_block: int, contents: bytes, end: int) -> None:
+        """Own rows up to block `end` are verified; `contents`: packed checksums of rows from `first_block` on."""
+        self.here = end
+        self.know(first_block, contents, end)
+
+    def know(self, first_block: int, contents: bytes, end: int) -> None:
+        """Work out lineages up to block `end`, as far as that goes without a gap."""
+        end = min(end, first_block + len(contents) // CHECKSUM_BYTES)
+        while first_block <= len(self.lineages) < end:
+            start = (len(self.lineages) - first_block) * CHECKSUM_BYTES
+            parent = self.lineages[-1] if self.lineages else ROOT_LINEAGE
+            self.lineages.append(child_lineage(parent, contents[start : start + CHECKSUM_BYTES]))
+
+    def note_tier(self, tier: Tier) -> None:
+        self.tier = coldest((self.tier, tier))
 
 
 class Wanted(NamedTuple):
@@ -63,11 +91,6 @@ class Wanted(NamedTuple):
     end: int
     states: tuple[int, ...]  # groups
     required: int | None  # the group without which there is no resuming
-
-
-def new_load(hashed: HashedTokens, blocks: int, object_bytes: int, pool: BufferPool) -> Load:
-    flat = pool.take(blocks * object_bytes)
-    return Load(hashed, flat.reshape(blocks, object_bytes), flat.data)
 
 
 class Receiver:
@@ -98,7 +121,7 @@ class Receiver:
             if target is None:
                 # only now: the bytes of the objects before it may be in this very frame
                 if start.name.group in (0, self._wanted.required):
-                    raise Gone
+                    raise Gone("missing")
                 self._starts.popleft()
                 continue
             take = min(len(data) - position, len(target) - self._filled)
@@ -126,8 +149,7 @@ class Receiver:
             raise InvalidInput(f"the stream announces an object of group {group} with {start.length} bytes")
         if group:
             return self._room[group].data
-        first = (block + self._base) * length
-        return self._load.rows_bytes[first : first + length]
+        return self._load.target.place(block + self._base - self._load.first)
 
     def _finish(self, start: pb.ObjectStart, target: memoryview) -> None:
         block, group = start.name.block + self._base, start.name.group
@@ -135,16 +157,18 @@ class Receiver:
         key = BlockKey(load.hashed.position(block + 1), group)
         content = content_checksum((target,))
         if seal(key, start.generation, start.length, content, start.lineage) != start.seal:
-            raise Gone(corrupt=key)
+            raise Gone("corrupt", key)
         if group:
-            if start.lineage != load.lineage(block + 1):
-                raise Gone(is_foreign=True)
+            lineage = load.lineage(block + 1) or load.expected  # the store's word, of a share that was streamed
+            if lineage is not None and start.lineage != lineage:
+                raise Gone(FOREIGN)
             load.states[group] = self._room[group].reshape(1, -1)
         else:
-            load.lineages.append(child_lineage(load.lineage(block), content))
+            load.target.landed(block - load.first)
+            load.land(block, content, block + 1)
         if start.tier != self._last_tier:  # hardly ever: most loads come from one tier
             self._last_tier = start.tier
-            load.tier = coldest((load.tier, TIER.to_core(start.tier)))
+            load.note_tier(TIER.to_core(start.tier))
 
 
 def coldest(tiers: Sequence[Tier | None]) -> Tier | None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
+from kvstore.client.arena import Arena
 from kvstore.client.hashing import HashedTokens, Hasher
+from kvstore.client.lanes import NoLane
 from kvstore.client.lineages import Lineages
 from kvstore.client.link import Link, Session
+from kvstore.client.located import Located, located
 from kvstore.client.match import Asked, ClientMatch, Lease
 from kvstore.client.patience import Patience
 from kvstore.core.cost import CostModel
@@ -60,6 +64,7 @@ class Lookups:
         self._cost = CostModel.of(layout)
         self.worker_flops = worker_flops  # may be set at any time; a lookup uses what it finds
         self.host_speed = HostSpeed()
+        self._arena: Arena | None = None  # of the attachment that was last seen
 
     def patience(self, match: ClientMatch) -> Patience | None:
         """How long to wait for this match's load; None where nothing says what computing would take."""
@@ -120,16 +125,35 @@ class Lookups:
             host_bytes_per_second=self.host_speed.bytes_per_second,
             hot_only=asked.hot_only,
         )
+        arena = self._current_arena(session, deadline)
+        if arena is not None:
+            request.want_descriptors = True
+        sent = time.monotonic()
         answer = self._link.call(self._link.calls.lookup, request, deadline)
         self._link.same_epoch(session, answer.boot_epoch)
+        place: Located | None = None
         try:
             found = match_from_wire(answer)
             self._check(found, hashed, len(asked.tokens))
+            if arena is not None and found.lease is not None:
+                place = located(arena, answer, 0, sent + session.lease_seconds, deadline)
         except InvalidInput as error:
             raise self._link.failure(error) from error
+        except NoLane:
+            self._link.counters.add("lane_fallbacks")  # a region could not be had: these bytes will be streamed
         if first:
             self._link.counters.add("lookup_tails")
-        return ClientMatch(asked, found, hashed, Lease(found.lease, answer.boot_epoch, self._release))
+        return ClientMatch(asked, found, hashed, Lease(found.lease, answer.boot_epoch, self._release), place)
+
+    def _current_arena(self, session: Session, deadline: float) -> Arena | None:
+        """The daemon's memory as this worker has mapped it; None where it is not attached."""
+        lanes = self._link.attaching.usable(self._link.left(deadline))
+        if lanes is None or lanes.boot_epoch != session.boot_epoch:
+            return None
+        arena = self._arena
+        if arena is None or arena.lanes is not lanes:
+            arena = self._arena = Arena(self._link, lanes, session.namespace, self._layout)
+        return arena
 
     def _check(self, found: Match, hashed: HashedTokens, prompt_tokens: int) -> None:
         """Raise InvalidInput for a match that this prompt and layout cannot have: no checksum guards an answer."""

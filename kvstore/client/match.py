@@ -9,7 +9,8 @@ from typing import NamedTuple
 from kvstore.client.buffers import Bytes
 from kvstore.client.fetching import Load
 from kvstore.client.hashing import Extras, HashedTokens, Tokens
-from kvstore.client.packing import Packing
+from kvstore.client.located import Located
+from kvstore.client.views import Views
 from kvstore.core.errors import InvalidInput
 from kvstore.core.keys import Tier
 from kvstore.core.layout import ModelLayout
@@ -45,8 +46,16 @@ class ClientMatch:
     A store that is away gives an empty match: `plan.kind` is COLD and nothing is leased.
     """
 
-    def __init__(self, asked: Asked, found: Match, hashed: HashedTokens | None, lease: Lease | None) -> None:
+    def __init__(
+        self,
+        asked: Asked,
+        found: Match,
+        hashed: HashedTokens | None,
+        lease: Lease | None,
+        located: Located | None = None,
+    ) -> None:
         self.asked, self.found, self.hashed, self.lease = asked, found, hashed, lease
+        self.located = located  # where in shared memory it lies; None where it has to be streamed
         self.plan: Plan = found.plan
         self.abandoned: Load | None = None  # what came in of a load that did not pay any more, until now
         self.look_at = 0.0  # when to look again whether the rest is there, on the link's clock
@@ -99,7 +108,7 @@ class ClientMatch:
             )  # fmt: skip
         elif plan not in (self.found.plan, self.replay, COLD_PLAN):
             raise InvalidInput(f"{plan} is no plan of this match: pass its `plan`, `replay` or a resume point")
-        other = ClientMatch(self.asked, self.found, self.hashed, self.lease)
+        other = ClientMatch(self.asked, self.found, self.hashed, self.lease, self.located)
         other.plan = plan
         return other
 
@@ -117,9 +126,11 @@ class ClientMatch:
 
 
 class Blocks:
-    """Fetched bytes, whole and verified. A context manager; the arrays stay valid as long as they are referenced.
+    """Fetched bytes, whole and verified. A context manager; copied arrays stay valid as long as they are referenced.
 
-    `plan` is what these bytes allow: the match's plan, or a shorter one where objects were gone or late.
+    `plan` is what these bytes allow: the match's plan, or a shorter one where objects were gone or late. Views
+    (`fetch(views=True)`) are the daemon's memory: ask `is_valid` after the last use and before anything that was made
+    from them is believed. Leaving the context lets go of them.
     """
 
     def __init__(
@@ -130,13 +141,32 @@ class Blocks:
         optional: Mapping[str, Mapping[str, Bytes]],
         tier: Tier | None,
         lineage: bytes,
+        first_block: int = 0,
+        views: Views | None = None,
     ) -> None:
         self.plan = plan
-        self.rows = rows  # component -> (blocks, layers having it, section bytes), blocks from position 0
+        # component -> (blocks, layers having it, section bytes), blocks from `first_block` on; of views a sequence of
+        # read-only (layers having it, section bytes)
+        self.rows = rows
         self.state = state  # component -> (layers having it, section bytes) at plan.tokens; None without or in a replay
         self.optional = optional  # group name -> component -> like a state; absent where the store had none
         self.tier = tier  # the coldest that the bytes lay on at the lookup or after; None when there are none
-        self.lineage = lineage  # of the rows, computed from the bytes themselves
+        # of the rows under plan.tokens, computed from the bytes themselves; of a streamed share the store's word for it
+        self.lineage = lineage
+        self.first_block = first_block  # above 0 in a share
+        self._views = views
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether what was read so far is what was stored. Always so for copies, which were checked when made."""
+        return self._views is None or self._views.are_valid
+
+    def runs(self) -> Iterator[tuple[int, Mapping[str, Bytes]]]:
+        """The rows as few arrays: number of the first block, component -> (blocks, layers having it, section bytes)."""
+        if self._views is not None:
+            yield from self._views.runs()
+        elif any(len(array) for array in self.rows.values()):
+            yield self.first_block, self.rows
 
     def __enter__(self) -> Blocks:
         return self
@@ -145,33 +175,7 @@ class Blocks:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.rows, self.state, self.optional = {}, None, {}  # the buffers go back when no view is left
-
-
-class RowsView(Mapping[str, Bytes]):
-    """Component arrays of packed rows, made when first asked for."""
-
-    def __init__(self, packing: Packing, objects: Bytes) -> None:
-        self._packing, self._objects = packing, objects
-        self._made: dict[str, Bytes] = {}
-
-    def __getitem__(self, name: str) -> Bytes:
-        if name not in self._made:
-            self._made[name] = self._packing.unpack(name, self._objects)
-        return self._made[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._packing.components)
-
-    def __len__(self) -> int:
-        return len(self._packing.components)
-
-
-class StateView(RowsView):
-    """Component arrays of one packed state: without the axis of blocks."""
-
-    def __getitem__(self, name: str) -> Bytes:
-        array: Bytes = super().__getitem__(name)[0]
-        return array
+        self._views = None
 
 
 def empty_match(asked: Asked, layout: ModelLayout) -> ClientMatch:
