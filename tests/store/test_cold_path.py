@@ -238,6 +238,24 @@ def test_a_flipped_bit_anywhere_in_a_frame_is_a_miss(tmp_path: Path, offset: int
     store.close()
 
 
+def test_bytes_that_change_in_their_slot_after_their_layer_was_verified_are_a_miss(tmp_path: Path, monkeypatch) -> None:
+    store, (stream,) = cold(tmp_path / "d", FLASH, {"a": 2}, 32 * MIB)
+    real, calls = promoter.verify_sections, []
+
+    def verify_and_flip(head: object, payload: memoryview, first: int, end: int) -> None:
+        real(head, payload, first, end)  # type: ignore[arg-type]
+        calls.append(first)
+        if len(calls) == 1:
+            payload[5] ^= 1
+
+    monkeypatch.setattr(promoter, "verify_sections", verify_and_flip)
+    lookup_by_layers(store, stream)
+    assert store.quiesce(WAIT_SECONDS) and calls
+    assert store.status().counters["corrupt_disk"] == 1 and not all(on_host(store, stream))
+    store.contents()
+    store.close()
+
+
 def test_a_fault_of_ours_in_one_group_of_layers_fails_one_copy(tmp_path: Path, monkeypatch) -> None:
     store, (stream,) = cold(tmp_path / "d", FLASH, {"a": 4}, 32 * MIB)
     real, calls = promoter.verify_sections, []
