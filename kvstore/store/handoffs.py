@@ -62,11 +62,12 @@ class HandoffKeeper:
         pieces = -(-nbytes // self._piece_bytes)
         with self._kept.lock:
             now = self._kept.clock()
-            self.expire(now)
+            expired = self.expire(now)
             handoff = self._kept.handoffs.admit(Name(namespace, key), pieces * self._piece_bytes, ttl_seconds, now)
             if handoff is None:
                 self._kept.counters["handoffs_no_room"] += 1
                 return None
+        del expired  # their memory goes back to the machine here, which takes a lock's holder too long
         try:
             memory = [self._buffers.take(self._piece_bytes) for _ in range(pieces)]
         except OSError:  # the machine grants no more
@@ -88,10 +89,10 @@ class HandoffKeeper:
                 self._kept.handoffs.end(held.handoff)
                 return False
             replaced = self._kept.handoffs.filled(held.handoff, self._kept.clock())
-            if replaced is not None:
-                del self._held[replaced]
+            before = None if replaced is None else self._held.pop(replaced)
             self._held[held.handoff] = held
             self._kept.counters["handoffs_kept"] += 1
+        del before  # as in `begin`
         return True
 
     def give_up(self, held: HandoffBytes) -> None:
@@ -109,8 +110,8 @@ class HandoffKeeper:
             self._kept.counters["handoffs_taken"] += 1
             return TakenHandoff(self, self._held.pop(handoff))
 
-    def expire(self, now: float) -> None:
-        """End what nobody came for. Called under the lock."""
-        for handoff in self._kept.handoffs.expire(now):
-            del self._held[handoff]
-            self._kept.counters["handoffs_expired"] += 1
+    def expire(self, now: float) -> list[HandoffBytes]:
+        """End what nobody came for. Called under the lock; the caller drops what it gets when it has let go of it."""
+        expired = [self._held.pop(handoff) for handoff in self._kept.handoffs.expire(now)]
+        self._kept.counters["handoffs_expired"] += len(expired)
+        return expired

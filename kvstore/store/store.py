@@ -266,11 +266,12 @@ class Store:
         with self._kept.changed:
             now = self._kept.clock()
             self._uploads.expire(now)
-            self.handoffs.expire(now)
+            expired = self.handoffs.expire(now)
             self._kept.run(self._kept.planner.tick(now))
             self._reports.try_a_shut_segment()
             self._kept.changed.notify_all()
             is_due = now - self._persisted_at >= self._kept.config.persist_seconds
+        del expired  # their memory goes back to the machine here and not under the lock
         if self._kept.unnamed:
             self._names.save_names()
         if is_due:
