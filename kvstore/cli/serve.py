@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from kvstore.config import load_config
-from kvstore.core.keys import Tier
+from kvstore.core.keys import PAGE_BYTES, Tier
 from kvstore.core.sizes import format_size
 from kvstore.daemon.opening import open_daemon
 from kvstore.daemon.server import Daemon, server_version
@@ -65,7 +65,7 @@ def ready_facts(daemon: Daemon) -> dict[str, object]:
         "version": server_version(),
         "boot_epoch": daemon.store.boot_epoch,
         "attach": str(daemon.attach_path or ""),
-        "huge_pages": _huge_pages(state.tiers),
+        "huge_pages": _huge_pages(state.tiers, daemon.store.region_pages * PAGE_BYTES),
         "tiers": [
             {
                 "tier": tier.tier.value,
@@ -94,11 +94,11 @@ def _ready_line(facts: dict[str, object]) -> str:
     return f"kvstore {facts['version']} ready on {facts['address']}: {'; '.join(words)}"
 
 
-def _huge_pages(tiers: Sequence[TierState]) -> str:
+def _huge_pages(tiers: Sequence[TierState], region_bytes: int) -> str:
     """What pages host memory has so far; the rest of it is populated while the daemon serves."""
     huge = sum(tier.huge_bytes for tier in tiers if tier.tier is Tier.HOST)
     if not huge:
-        return f"no huge pages: {why_no_huge_pages()}"
+        return f"no huge pages: {why_no_huge_pages(region_bytes)}"
     ready = sum(tier.ready_bytes for tier in tiers if tier.tier is Tier.HOST)
     return f"huge pages: {format_size(huge)} of {format_size(ready)}"
 

@@ -97,7 +97,7 @@ class StagingRoom:
     def begin_use(self, staging: Staging) -> None:
         with self._lock:
             if staging.is_ended:
-                raise InvalidInput("the staging region is gone: its worker is no longer attached")
+                raise InvalidInput("the staging region is gone: ask for one again")
             staging.users += 1
 
     def end_use(self, staging: Staging) -> None:

@@ -47,12 +47,16 @@ def transparent_bytes(memory: mmap.mmap) -> int:
     return 0
 
 
-def why_no_huge_pages() -> str:
-    """What an operator could change, in a few words."""
-    mode = _transparent_mode()
-    if mode in _GRANTING:
-        return "the machine's memory is in pieces too small for them"
-    return f"shmem_enabled is {mode}, vm.nr_hugepages is {_reserved('nr_hugepages')}"
+def why_no_huge_pages(region_bytes: int) -> str:
+    """What an operator could change, in a few words, where regions of so many bytes got none."""
+    mode, reserved = _transparent_mode(), _reserved("nr_hugepages")
+    if mode not in _GRANTING and not reserved:
+        return f"shmem_enabled is {mode}, vm.nr_hugepages is 0"
+    if region_bytes < HUGE_PAGE_BYTES:
+        return "a region of the host tier, 1/64 of it, is smaller than one"
+    if mode not in _GRANTING:
+        return f"shmem_enabled is {mode}, vm.nr_hugepages is {reserved}, {free_huge_pages()} of them free"
+    return "the machine's memory is in pieces too small for them"
 
 
 def _reserved(name: str) -> int:

@@ -101,22 +101,31 @@ def test_large_regions_count_what_is_mapped_huge(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("mode", "asks", "why"),
+    ("mode", "reserved", "region_bytes", "asks", "why"),
     [
-        ("always within_size advise [never] deny force", False, "shmem_enabled is never, vm.nr_hugepages is 3"),
-        ("always within_size [advise] never deny force", True, "the machine's memory is in pieces too small for them"),
-        ("[always] within_size advise never deny force", True, "the machine's memory is in pieces too small for them"),
-        ("", False, "shmem_enabled is unknown to this kernel, vm.nr_hugepages is 3"),
+        ("always advise [never] deny", 0, 4 << 20, False, "shmem_enabled is never, vm.nr_hugepages is 0"),
+        (
+            "always advise [never] deny",
+            3,
+            4 << 20,
+            False,
+            "shmem_enabled is never, vm.nr_hugepages is 3, 2 of them free",
+        ),
+        ("always advise [never] deny", 3, 1 << 20, False, "a region of the host tier, 1/64 of it, is smaller than one"),
+        ("always [advise] never deny", 0, 1 << 20, True, "a region of the host tier, 1/64 of it, is smaller than one"),
+        ("always [advise] never deny", 0, 4 << 20, True, "the machine's memory is in pieces too small for them"),
+        ("[always] advise never deny", 0, 4 << 20, True, "the machine's memory is in pieces too small for them"),
+        ("", 0, 4 << 20, False, "shmem_enabled is unknown to this kernel, vm.nr_hugepages is 0"),
     ],
 )
-def test_the_machines_settings_are_read(tmp_path, monkeypatch, mode, asks, why):
+def test_the_machines_settings_are_read(tmp_path, monkeypatch, mode, reserved, region_bytes, asks, why):
     (tmp_path / "shmem_enabled").write_text(mode)
-    (tmp_path / "nr_hugepages").write_text("3\n")
+    (tmp_path / "nr_hugepages").write_text(f"{reserved}\n")
     (tmp_path / "free_hugepages").write_text("2\n")
     monkeypatch.setattr(huge_pages, "_TRANSPARENT", tmp_path / "shmem_enabled")
     monkeypatch.setattr(huge_pages, "_RESERVED", tmp_path)
     assert huge_pages.asks_for_huge_pages() is asks
-    assert huge_pages.why_no_huge_pages() == why
+    assert huge_pages.why_no_huge_pages(region_bytes) == why
     assert huge_pages.free_huge_pages() == 2
 
 
