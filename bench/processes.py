@@ -19,6 +19,7 @@ from kvstore.rpc.operators import fetch_status
 
 POPULATED_SECONDS = 120.0  # longest wait for the host tier's memory; 2 GiB take about two
 STATUS_SECONDS = 10.0
+STOP_SECONDS = 60.0
 RAW_SERVER = Path(__file__).resolve().with_name("raw_server.py")
 
 
@@ -51,9 +52,12 @@ class Daemon:
 
 
 @contextmanager
-def running_daemon(host_bytes: str, disk_bytes: str | None = None) -> Iterator[Daemon]:
-    """A daemon on a Unix socket in a temporary folder, its host tier populated; gone at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="kvstore-bench-"))  # short: a Unix socket's path has about 100 bytes
+def running_daemon(host_bytes: str, disk_bytes: str | None = None, kept: Path | None = None) -> Iterator[Daemon]:
+    """A daemon on a Unix socket in a temporary folder, its host tier populated; gone at the end.
+
+    With `kept` in that folder, which stays: what its disk tier holds is there for the next daemon.
+    """
+    folder = kept or Path(tempfile.mkdtemp(prefix="kvstore-bench-"))  # short: a socket's path has about 100 bytes
     address, log = f"unix:{folder / 'kvstore.sock'}", folder / "daemon.log"
     flags = ["--listen", address, "--host-bytes", host_bytes, "--json"]
     if disk_bytes is not None:
@@ -68,10 +72,14 @@ def running_daemon(host_bytes: str, disk_bytes: str | None = None) -> Iterator[D
             daemon.wait_until_populated()
             yield daemon
         finally:
+            if kept is not None:  # what it still writes must be there for the next one
+                process.terminate()
+                process.wait(STOP_SECONDS)
             process.kill()
             process.communicate()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if kept is None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class RawStreams:

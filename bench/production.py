@@ -12,20 +12,16 @@ used (its interpreter's share is at most that) and how much of the time its one 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
+from children import Answer, child
 from harness import Against, Bench, main
 from processes import Daemon, running_daemon
 
-ENGINE = Path(__file__).resolve().with_name("engine.py")
 BASE_TOKENS = 81_920  # shared by all; sessions grow from here to 120,000
 TURN_TOKENS = 5_120
 TURNS_A_SESSION = 8
@@ -39,26 +35,25 @@ def collect(bench: Bench) -> None:
     rate, engines = bench.options.rate, bench.options.engines
     seconds = 15.0 if bench.is_quick else 60.0
     with running_daemon("3GiB") as daemon, ExitStack() as stack:
-        running = [stack.enter_context(engine(daemon)) for _ in range(engines)]
+        running = [stack.enter_context(child("engine.py", daemon.address)) for _ in range(engines)]
         with bench.step("putting the shared base"):
-            ask(running[0], {"base": BASE_TOKENS})
+            running[0].ask({"base": BASE_TOKENS})
         before = usage(daemon)
         with bench.step(f"{rate:g} turns a second by {engines} engines for {seconds:g} s"):
             for number, process in enumerate(running):
-                tell(
-                    process,
+                process.tell(
                     {
                         "seed": bench.seed + number, "base_tokens": BASE_TOKENS, "turn_tokens": TURN_TOKENS,
                         "turns_a_session": TURNS_A_SESSION, "sessions": SESSIONS, "rate": rate / engines,
                         "seconds": seconds,
                     },
                 )  # fmt: skip
-            answers = [hear(process) for process in running]
+            answers = [process.hear() for process in running]
         after = usage(daemon)
     report(bench, answers, before, after)
 
 
-def report(bench: Bench, answers: list[dict[str, list[float]]], before: Usage, after: Usage) -> None:
+def report(bench: Bench, answers: list[Answer], before: Usage, after: Usage) -> None:
     def joined(name: str) -> list[float]:
         return sorted(value for answer in answers for value in answer[name])
 
@@ -81,7 +76,7 @@ def report(bench: Bench, answers: list[dict[str, list[float]]], before: Usage, a
     bench.row("store's lock held", 100 * (after.held - before.held) / wall, "% of the time", runs=1)
     bench.row("store's lock waited for", 100 * (after.waited - before.waited) / wall, "% of the time", runs=1)
     bench.row("longest hold of the lock", 1e3 * after.longest, "ms", runs=1)
-    shed = sum(answer["counters"].get("puts_shed", 0) for answer in answers)  # type: ignore[attr-defined]
+    shed = sum(answer["counters"].get("puts_shed", 0) for answer in answers)
     bench.note(f"{shed} of {turns} puts were shed; counters of one engine: {answers[0]['counters']}")
 
 
@@ -99,37 +94,6 @@ def usage(daemon: Daemon) -> Usage:
     return Usage(
         time.perf_counter(), cpu, status.lock_held_seconds, status.lock_waited_seconds, status.lock_longest_seconds
     )
-
-
-@contextmanager
-def engine(daemon: Daemon) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, str(ENGINE), daemon.address]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        hear(process)
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def tell(process: subprocess.Popen[str], asked: dict[str, object]) -> None:
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(asked) + "\n")
-    process.stdin.flush()
-
-
-def hear(process: subprocess.Popen[str]) -> dict[str, list[float]]:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert line, "an engine has ended; its error is above"
-    answer: dict[str, list[float]] = json.loads(line)
-    return answer
-
-
-def ask(process: subprocess.Popen[str], asked: dict[str, object]) -> dict[str, list[float]]:
-    tell(process, asked)
-    return hear(process)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

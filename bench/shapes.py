@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 from collections import defaultdict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvstore.core.layout import Group, GroupKind, Layer, LayerKind, ModelLayout, Section
-from kvstore.core.presets import custom, v4_flash
+from kvstore.core.presets import custom, v4_flash, v4_pro
 
 BLOCK_TOKENS = 128
 SCALE = 64  # of scaled_flash: rows of 7 KB a block instead of 450 KB
@@ -28,6 +29,27 @@ def rows_layout(model: str, layers: int, sections: tuple[Section, ...]) -> Model
     kinds = (Layer(LayerKind.FULL),) * layers
     groups = (Group("rows", GroupKind.ROWS, sections),)
     return custom(model, "bench", layers=kinds, groups=groups, block_tokens=BLOCK_TOKENS)
+
+
+def flash_rows() -> ModelLayout:
+    """The rows of V4-Flash, 450 KB a block, without its states."""
+    flash = v4_flash("bench")
+    return rows_layout("bench-flash-rows", len(flash.layers), flash.rows.sections)
+
+
+def pro_rows() -> ModelLayout:
+    """The rows of V4-Pro, 644 KB a block, without its states."""
+    pro = v4_pro("bench")
+    return rows_layout("bench-644-kb", len(pro.layers), pro.rows.sections)
+
+
+def aligned_bytes(nbytes: int) -> NDArray[np.uint8]:
+    """A buffer as a worker should have it: it starts at a page, and is touched, so that nothing of it is made later."""
+    memory = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    whole = np.frombuffer(memory, np.uint8)
+    whole[:] = 0
+    return whole[:nbytes]
 
 
 def scaled_flash() -> ModelLayout:
