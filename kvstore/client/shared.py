@@ -26,7 +26,7 @@ from kvstore.core.keys import PAGE_BYTES, BlockKey, Tier
 from kvstore.core.lineage import ROOT_LINEAGE, child_lineage
 from kvstore.rpc.generated import kvstore_pb2 as pb
 
-VERIFY_BYTES = 2 << 20  # copied, then hashed while it is in the CPU's cache
+VERIFY_BYTES = 256 << 10  # copied, or one object, then hashed while it is in the CPU's second cache
 LOCATE_BYTES = 16 << 20  # of cold rows that one Locate waits for: copied while the next ones are read
 LOCATE_SECONDS = 2.0  # one Locate waits no longer
 ANSWER_SECONDS = 0.5  # of the deadline kept back for a Locate's answer, at most; at least a fifth of what is left
@@ -135,17 +135,21 @@ class SharedReader:
             self._land(arena, slots, load, first, last - first, verify=False)
 
     def _land(self, arena: Arena, slots: Slots, load: Load, block: int, count: int, *, verify: bool) -> None:
-        """Believe what was copied, as far as it was in time. Raises Gone."""
+        """Believe what was copied, as far as it was in time or its checksums say so. Raises Gone."""
         index = block - slots.first_block
-        whole = arena.whole(slots, index, index + count)
-        for right in range(whole if verify else 0):
-            if load.target.checksum(block + right - load.first) != slots.content(block + right):
-                load.land(slots.first_block, slots.contents, block + right)
-                raise Gone("corrupt", BlockKey(load.hashed.position(block + right + 1), 0))
-        load.land(slots.first_block, slots.contents, block + whole)
-        self._link.counters.add("fetched_shared_bytes", whole * self._packings[0].object_bytes)
-        if whole < count:
-            raise Gone("stamp_mismatch")
+        right, kind = 0, "stamp_mismatch"
+        if not verify:
+            right = arena.whole(slots, index, index + count)
+        else:
+            while right < count and load.target.checksum(block + right - load.first) == slots.content(block + right):
+                right += 1
+            if right < count and arena.whole(slots, index + right, index + right + 1):
+                kind = "corrupt"  # and not overwritten while it was copied
+        load.land(slots.first_block, slots.contents, block + right)
+        self._link.counters.add("fetched_shared_bytes", right * self._packings[0].object_bytes)
+        if right < count:
+            key = BlockKey(load.hashed.position(block + right + 1), 0)
+            raise Gone(kind, key if kind == "corrupt" else None)
 
     def _states(self, found: Located, load: Load, wanted: Sequence[int], *, verify: bool) -> None:
         for group in wanted:

@@ -34,7 +34,7 @@ class FakeAttach:
         self.lanes: list[socket.socket] = []
         self.region_fds = []
         for _ in range(regions):
-            fd = os.memfd_create("fake-region")
+            fd = os.memfd_create("fake-region", os.MFD_ALLOW_SEALING)
             os.truncate(fd, region_file_bytes(REGION_PAGES))
             self.region_fds.append(fd)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
