@@ -225,6 +225,29 @@ class Node:
             stack.extend(node.children())
 
 
+class Contents:
+    """What a namespace has, counted as it comes and goes: a status walks no index of millions under the lock."""
+
+    __slots__ = ("copies", "host_bytes", "rows", "states")
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.states = 0
+        self.copies = {Tier.HOST: 0, Tier.DISK: 0}  # incoming ones included
+        self.host_bytes = 0  # raw bytes of objects with a copy there
+
+    def count_entry(self, entry: Entry, change: int) -> None:
+        if entry.is_rows:
+            self.rows += change
+        else:
+            self.states += change
+
+    def count_copy(self, entry: Entry, tier: Tier, change: int) -> None:
+        self.copies[tier] += change
+        if tier is Tier.HOST:
+            self.host_bytes += change * entry.facts.raw_bytes
+
+
 class Namespace:
     """One tenant's blocks of one layout."""
 
@@ -235,6 +258,7 @@ class Namespace:
         self.cuts = tuple(cut_points(group, slot_pages * 4096) for group in layout.groups)
         self.root = Node(self, root, None, -1)
         self.nodes: dict[bytes, Node] = {}
+        self.contents = Contents()
 
     def node(self, prefix: bytes) -> Node | None:
         return self.root if prefix == self.root.prefix else self.nodes.get(prefix)
@@ -257,6 +281,7 @@ def attach_copy(entry: Entry, tier: Tier, held: Held) -> None:
     """Give an entry a copy that is on its way (or, in recovery, already there)."""
     assert entry.held(tier) is None
     entry.set_held(tier, held)
+    entry.node.namespace.contents.count_copy(entry, tier, 1)
     _parent_of(entry).add_below(tier, 1)
     if held.status is CopyStatus.READY:
         mark_ready(entry, tier)
@@ -287,6 +312,7 @@ def detach_copy(entry: Entry, tier: Tier) -> Held:
     held = entry.held(tier)
     assert held is not None
     entry.set_held(tier, None)
+    entry.node.namespace.contents.count_copy(entry, tier, -1)
     _parent_of(entry).add_below(tier, -1)
     if entry.is_rows and tier is Tier.HOST:
         cool(entry.node)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from kvstore.core.index import SPAN_BLOCKS, CopyStatus, Namespace, Node, Span
+from kvstore.core.index import SPAN_BLOCKS, CopyStatus, Entry, Namespace, Node, Span
 from kvstore.core.keys import Tier
 from kvstore.core.lease import Leases
 from kvstore.core.room import Room
@@ -20,6 +20,7 @@ def check(room: Room, leases: Leases, namespaces: Iterable[Namespace]) -> None:
         for node in namespace.nodes.values():
             _check_node(node)
         _check_spans(namespace)
+        _check_contents(namespace)
 
 
 def _check_entries(room: Room, leases: Leases) -> None:
@@ -73,3 +74,14 @@ def _check_spans(namespace: Namespace) -> None:
         counted[node.span] += bool(node.states)
     for span, stateful in counted.items():
         assert span.stateful == stateful, (span.above and span.above.block, span.stateful, stateful)
+
+
+def _check_contents(namespace: Namespace) -> None:
+    contents, entries = namespace.contents, list[Entry]()
+    for node in namespace.nodes.values():
+        entries += [entry for entry in (node.rows, *node.states) if entry is not None]
+    assert contents.rows == sum(entry.is_rows for entry in entries)
+    assert contents.states == len(entries) - contents.rows
+    for tier, copies in contents.copies.items():
+        assert copies == sum(entry.held(tier) is not None for entry in entries), tier
+    assert contents.host_bytes == sum(entry.facts.raw_bytes for entry in entries if entry.host is not None)

@@ -48,7 +48,9 @@ class Room:
 
     # -- copies come ----------------------------------------------------------------------------
     def attach(self, entry: Entry, tier: Tier, held: Held) -> None:
-        self._entries[entry.facts.key] = entry
+        if entry.facts.key not in self._entries:
+            self._entries[entry.facts.key] = entry
+            entry.node.namespace.contents.count_entry(entry, 1)
         if tier is Tier.HOST:
             self._last_stamp += 1
             held.stamp = self._last_stamp
@@ -267,6 +269,7 @@ class Room:
         key, node = entry.facts.key, entry.node
         if self._entries.get(key) is entry:
             del self._entries[key]
+            node.namespace.contents.count_entry(entry, -1)
             self.unwritten.pop(key, None)
         if entry.is_rows:
             node.rows = None

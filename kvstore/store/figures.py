@@ -10,16 +10,12 @@ from kvstore.store.objects import NamespaceState, StoreStatus, TierState
 
 
 def figures(kept: Kept) -> StoreStatus:
-    """Walks the index, so not for every request."""
+    """Counts that are kept anyway: cheap, however much is stored."""
     with kept.lock:
+        contents = {name: space.contents for name, space in kept.planner.namespaces.items()}
         objects: Counter[Tier] = Counter()
-        groups: Counter[tuple[bytes, bool]] = Counter()
-        host_bytes: Counter[bytes] = Counter()
-        for entry in kept.planner.entries():
-            objects.update(tier for tier, _ in entry.copies())
-            name = entry.facts.namespace
-            groups[name, entry.is_rows] += 1
-            host_bytes[name] += entry.facts.raw_bytes if entry.host is not None else 0
+        for content in contents.values():
+            objects.update(content.copies)
         counts = kept.planner.counts
         counters = dict(kept.counters)
         counters |= {f"evicted_{tier.value}": count for tier, count in counts.evicted.items()}
@@ -27,8 +23,9 @@ def figures(kept: Kept) -> StoreStatus:
         return StoreStatus(
             tiers=tuple(_tier_state(kept, tier, objects[tier]) for tier in _tiers(kept)),
             namespaces=tuple(
-                NamespaceState(name, known.layout, groups[name, True], groups[name, False], host_bytes[name])
+                NamespaceState(name, known.layout, content.rows, content.states, content.host_bytes)
                 for name, known in kept.namespaces.items()
+                for content in (contents[name],)
             ),
             leases=kept.planner.leases.lease_count,
             pins=kept.planner.leases.pin_count,

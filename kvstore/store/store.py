@@ -253,7 +253,7 @@ class Store:
             return self._kept.planner.unpin(id)
 
     def status(self) -> StoreStatus:
-        """Figures for operators; walks the index, so not for every request."""
+        """Figures for operators."""
         return figures(self._kept)
 
     @property
