@@ -27,6 +27,7 @@ from rich.table import Table
 
 from kvstore.cli.demo_processes import DaemonProcess, DemoFailed, WorkerProcess
 from kvstore.cli.demo_text import AGENT_PROMPT_TOKENS, DemoTexts, demo_texts
+from kvstore.core.sizes import format_size
 
 BLOCK_TOKENS = 128
 FIRST_ANSWER_TOKENS = 220  # A's: ends beyond a boundary inside the output, where its next turn resumes
@@ -48,6 +49,8 @@ class Step:
     identical: bool  # tokens and every bit of all logits equal the cold run's
     expected: bool  # it resumed where, and was read from where, this demo says
     note: str
+    shared_bytes: int  # of the hit, copied out of memory shared with the daemon
+    streamed_bytes: int  # of the hit, over gRPC
 
 
 def demo_command(
@@ -150,6 +153,8 @@ def _step(name: str, done: dict[str, object], resumed: int, tier: str | None, no
         identical=done["identical"] is True,
         expected=planned and done["resumed_tokens"] == resumed and done["tier"] == tier,
         note=note,
+        shared_bytes=_int(done, "shared_bytes"),
+        streamed_bytes=_int(done, "streamed_bytes"),
     )
 
 
@@ -185,6 +190,8 @@ def _report(steps: list[Step], identical: bool, ready_s: float, seconds: float) 
         "identical": identical,
         "steps": [asdict(step) for step in steps],
         "agent_prompt_tokens": AGENT_PROMPT_TOKENS,
+        "shared_bytes": sum(step.shared_bytes for step in steps),
+        "streamed_bytes": sum(step.streamed_bytes for step in steps),
         "daemon_ready_s": ready_s,
         "seconds": seconds,
     }
@@ -218,4 +225,7 @@ def _print_table(steps: list[Step], seconds: float) -> None:
             "yes" if step.identical else "NO",
         )
     Console(file=sys.stdout).print(table)
+    shared = format_size(sum(step.shared_bytes for step in steps))
+    streamed = format_size(sum(step.streamed_bytes for step in steps))
+    print(f"The hits' bytes: {shared} copied out of memory shared with the daemon, {streamed} streamed over gRPC.")
     print(f"Identical: tokens and every bit of all logits equal the cold run's. Took {seconds:.0f} s.")

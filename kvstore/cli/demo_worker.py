@@ -90,7 +90,9 @@ def _answer(worker: Worker, client: Client, asked: dict[str, object], told: Text
     assert isinstance(prompt, list) and isinstance(count, int)
     hints = Hints(session=str(asked["session"]), kind="code agent", has_tools=True, breakpoints=(AGENT_PROMPT_TOKENS,))
     pausing = _Pausing(client, told) if asked["pause"] else None
+    before = client.counters
     run = worker.run(prompt, count, client if pausing is None else pausing, hints)
+    after = client.counters
     flushed = client.flush(FLUSH_SECONDS, durable=True) if pausing is None else False
     cold = worker.run(prompt, count)
     return {
@@ -105,6 +107,8 @@ def _answer(worker: Worker, client: Client, asked: dict[str, object], told: Text
         "publish_s": run.publish_s,
         "durable": flushed,
         "identical": run.is_same_as(cold),
+        "shared_bytes": after.get("fetched_shared_bytes", 0) - before.get("fetched_shared_bytes", 0),
+        "streamed_bytes": after.get("fetched_bytes", 0) - before.get("fetched_bytes", 0),
         "counters": client.counters,
     }
 

@@ -35,6 +35,8 @@ def test_the_demo_shows_what_it_promises(request):
     for step in report["steps"]:
         assert step["recomputed_tokens"] == step["prompt_tokens"] - step["resumed_tokens"]
         assert step["ttft_s"] > 0 and step["cold_ttft_s"] > 0
+    hits = (other, next_turn, restarted)
+    assert all(step["shared_bytes"] > 0 and step["streamed_bytes"] == 0 for step in hits), "not through shared memory"
     assert leftovers() == before
 
 
