@@ -223,15 +223,18 @@ class Client:
         except OSError:  # no memory to map
             self._counters.add("puts_no_memory")
             return False
-        job = packed_job(
-            arrays, self._packings, hashed, None if isinstance(lineage, Parent) else lineage, own_hints, buffer, extent
-        )
-        if not self._writer.offer(job):
-            if extent is not None:
+        own_lineage = None if isinstance(lineage, Parent) else lineage
+        is_taken = False
+        try:
+            is_taken = self._writer.offer(
+                packed_job(arrays, self._packings, hashed, own_lineage, own_hints, buffer, extent)
+            )
+        finally:
+            if extent is not None and not is_taken:
                 extent.give_back()
+        if not is_taken:
             self._counters.add("puts_shed")
-            return False
-        return True
+        return is_taken
 
     def flush(self, timeout: float, durable: bool = False) -> bool:
         """Wait until all that was put before is settled, for at most `timeout` seconds. True if the store answered for

@@ -1,7 +1,8 @@
 """Several queued puts in one call: the daemon copies them out of the staging region. The writer's thread.
 
 The region is part of an attachment (lanes.py) and ends with it. No answer to a Commit means that the daemon may still
-be reading the region: it is retired and the attachment given up, since the daemon would give the same memory again.
+be reading the region: it is retired and the attachment given up. The daemon gives an attachment the same memory however
+often it is asked, so memory that was retired is known again and not used: queued puts may lie in it yet.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Commits:
         self._link, self._staging_bytes = link, staging_bytes
         self._lanes: Lanes | None = None  # the attachment that was asked for a region
         self._staging: Staging | None = None
+        self._spent: set[tuple[int, int]] = set()  # identities of regions that were retired
         self._ask_at = 0.0  # on time.monotonic
 
     @property
@@ -98,12 +100,15 @@ class Commits:
             self._link.failure(refused)
             self._link.counters.add("staged_refused")
             if not isinstance(refused.error, StoreUnavailable):  # not just busy: the region may be gone
-                self._give_up(f"the daemon refused a Commit of staged objects: {refused}")
+                log.warning("kvstore: a Commit of staged objects was refused (%s); puts are streamed", refused)
+                self._drop()
         except (NoLane, TimeoutError, InvalidInput, HelloAgain) as error:
             if isinstance(error, TimeoutError | InvalidInput):
                 self._link.failure(error)
             self._link.counters.add("staged_unanswered")
-            self._give_up(f"no answer to a Commit of staged objects: {error}")
+            log.warning("kvstore: no answer to a Commit of staged objects (%s); attaching anew", error)
+            self._drop()
+            lanes.close()
         return None
 
     def _ask(self, lanes: Lanes) -> Staging | None:
@@ -115,6 +120,8 @@ class Commits:
                 staging = Staging(fd, answer.nbytes)
             finally:
                 os.close(fd)
+            if staging.identity in self._spent:
+                raise InvalidInput("the daemon gives memory that may still be in use")
         except (NoLane, LaneRefused, TimeoutError, InvalidInput, OSError) as error:
             self._link.counters.add("staging_refused")
             log.info("kvstore: no staging region (%s); puts are streamed", error)
@@ -122,15 +129,10 @@ class Commits:
         self._link.counters.add("staging_regions")
         return staging
 
-    def _give_up(self, why: str) -> None:
-        log.warning("kvstore: %s; attaching anew", why)
-        self._drop()
-        if self._lanes is not None:
-            self._lanes.close()
-
     def _drop(self) -> None:
         if self._staging is not None:
             self._staging.retire()
+            self._spent.add(self._staging.identity)
         self._staging = None
 
 

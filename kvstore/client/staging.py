@@ -71,8 +71,10 @@ class Staging:
     def __init__(self, fd: int, nbytes: int) -> None:
         """Maps `fd`, which stays the caller's. Raises OSError, and InvalidInput where there is less than was said."""
         pages = nbytes // PAGE_BYTES
-        if not pages or os.fstat(fd).st_size < pages * PAGE_BYTES:  # touching what is not there is a SIGBUS
-            raise InvalidInput(f"a staging region of {nbytes} bytes in {os.fstat(fd).st_size} bytes of memory")
+        facts = os.fstat(fd)
+        if not pages or facts.st_size < pages * PAGE_BYTES:  # touching what is not there is a SIGBUS
+            raise InvalidInput(f"a staging region of {nbytes} bytes in {facts.st_size} bytes of memory")
+        self.identity = (facts.st_dev, facts.st_ino)  # of the memory, however often it is handed out
         self.nbytes = pages * PAGE_BYTES
         self._memory = mmap.mmap(fd, self.nbytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
         self._bytes: Bytes = np.frombuffer(self._memory, np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import threading
@@ -11,11 +12,15 @@ import numpy as np
 import pytest
 from client_tools import arrays_of, assert_rows, assert_state, sample, until
 from daemon_peer import Peer
+from fake_attach import FakeAttach, error
 
+from kvstore.client import commits, uploads
 from kvstore.client.settings import Bounds, Timeouts
 from kvstore.core import presets
 from kvstore.core.keys import PAGE_BYTES
 from kvstore.core.match import PlanKind
+from kvstore.rpc.generated import kvstore_pb2 as pb
+from kvstore.rpc.lane import OK, LaneAnswer
 
 LAYOUT = presets.v4_demo()
 BLOCK = LAYOUT.block_tokens
@@ -164,8 +169,6 @@ def test_a_put_larger_than_the_region_gets_there_too(start, connect, pages):
 
 
 def test_a_put_that_was_packed_elsewhere_goes_through_the_region_in_parts(start, connect, monkeypatch):
-    from kvstore.client import uploads
-
     monkeypatch.setattr(uploads, "PART_BYTES", 3 * LAYOUT.rows.nbytes + LAYOUT.rows.nbytes // 2)
     start()
     room = 4 * LAYOUT.rows.nbytes // PAGE_BYTES * PAGE_BYTES
@@ -263,20 +266,58 @@ def test_a_commit_without_an_answer_is_sent_again_from_the_same_bytes(daemon_pro
     daemon = daemon_process()
     client, reader = staging_client(connect), connect(LAYOUT)
     tokens, rows, states = sample(LAYOUT, 4, states=(4 * BLOCK,))
+    region = client._writer._commits.staging
     daemon.send_signal(signal.SIGSTOP)
     assert client.put(tokens, first_block=0, rows=rows, states=states)
     until(lambda: client.counters.get("staged_commits") == 1)
     client._link.attaching.lanes.close()  # what a broken lane looks like
-    until(lambda: client.counters.get("staged_unanswered") == 1)
-    assert not client.has_staging
     daemon.send_signal(signal.SIGCONT)
+    until(lambda: client.counters.get("staged_unanswered") == 1)
+    assert region.is_retired
     assert client.flush(30, durable=True)
     assert_stored(reader, tokens, rows, 4, states[4 * BLOCK])
     client.lookup(tokens).release()  # the next call attaches anew
     tokens, rows, _ = sample(LAYOUT, 1, seed=7, states=())
     assert client.put(tokens, first_block=0, rows=rows) and client.flush(30)
     until(lambda: client.has_staging)
-    assert client.counters["staging_regions"] == 2
+    assert client.counters["staging_regions"] == 2 and client._writer._commits.staging.identity != region.identity
+
+
+@pytest.mark.parametrize("reason", ["INVALID_INPUT", "SHED"])
+def test_a_refused_commit_is_streamed_and_memory_once_given_up_is_not_used_again(
+    fake, tmp_path, connect, monkeypatch, reason
+):
+    monkeypatch.setattr(commits, "ASK_AGAIN_SECONDS", 0.0)
+    attach = FakeAttach(f"{tmp_path}/kv.sock.attach")
+    memory = os.memfd_create("staging")
+    os.truncate(memory, 64 * PAGE_BYTES)
+    staging = pb.StagingResponse(nbytes=64 * PAGE_BYTES).SerializeToString()
+    attach.handlers["Staging"] = lambda body: LaneAnswer(OK, staging, memory)
+    attach.handlers["Commit"] = lambda body: (
+        error(reason, "no")
+        if pb.CommitRequest.FromString(body).staged
+        else fake.Commit(pb.CommitRequest.FromString(body), None)
+    )
+    attach.handlers["Reserve"] = lambda body: fake.Reserve(pb.ReserveRequest.FromString(body), None)
+    fake.attach_path = attach.path
+    try:
+        client = staging_client(connect)
+        for seed in range(2):
+            tokens, rows, _ = sample(LAYOUT, 2, seed=seed, states=())
+            assert client.put(tokens, first_block=0, rows=rows) and client.flush(30)
+        assert client.counters["objects_stored"] == 4 and client.counters["puts"] == 2
+        if reason == "SHED":  # the daemon was busy, and said so
+            assert client.has_staging and client.counters["staged_refused"] == 2
+        else:
+            assert client.counters["staged_refused"] == 1
+            until(
+                lambda: client.put(tokens, first_block=0, rows=rows) and client.counters.get("staging_refused", 0) > 0
+            )
+            assert not client.has_staging and client.counters["staging_regions"] == 1
+        client.close()
+    finally:
+        attach.close()
+        os.close(memory)
 
 
 PUTTING = """
