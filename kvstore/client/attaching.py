@@ -1,8 +1,8 @@
 """Whether this client is attached to the daemon's memory, and when it tries to be.
 
-A Hello that names an attach socket is followed by one try; one that fails (another host, another mount namespace, an
-older daemon) leaves gRPC to do everything until the next Hello. An attachment that breaks without the daemon's going
-is made anew with the next call. Any thread.
+A Hello that names an attach socket is followed by one try. One that fails (another host, another mount namespace, a
+daemon that is late) leaves gRPC to do everything for a while. An attachment that breaks without the daemon's going is
+made anew with the next call. Any thread.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from kvstore.core.errors import HelloAgain, InvalidInput
 log = logging.getLogger("kvstore.client")
 
 LONGEST_SECONDS = 1.0  # one try: connecting on one host takes microseconds, a daemon of many workers answers in ms
+AGAIN_SECONDS = 5.0  # after a try that failed: where there is no such socket, another one costs 20 us
+AGAIN_LONGEST_SECONDS = 0.05  # such a try is on a worker's call, which gRPC would answer in 1 ms
 
 
 class Attaching:
@@ -28,6 +30,7 @@ class Attaching:
         self._lock = Lock()  # held for one try: other threads wait for its outcome instead of trying too
         self._lanes: Lanes | None = None
         self._path, self._boot_epoch = "", 0  # where to try again; no path: nowhere
+        self._again_at = 0.0  # on time.monotonic; no try before
         self._is_closed = False
 
     @property
@@ -47,7 +50,7 @@ class Attaching:
             if lanes is not None and path == self._path and boot_epoch == self._boot_epoch and lanes.is_alive:
                 return
             self._end()
-            self._path, self._boot_epoch = path if self._is_wanted else "", boot_epoch
+            self._path, self._boot_epoch, self._again_at = path if self._is_wanted else "", boot_epoch, 0.0
             if self._path:
                 self._try(seconds)
 
@@ -56,13 +59,13 @@ class Attaching:
         lanes = self._lanes
         if lanes is not None and lanes.is_alive:
             return lanes
-        if not self._path:
+        if not self._path or time.monotonic() < self._again_at:
             return None
         with self._lock:
-            if self._lanes is lanes:  # else another thread has just tried
+            if self._lanes is lanes and time.monotonic() >= self._again_at:  # else another thread has just tried
                 self._end()
                 if self._path:
-                    self._try(seconds)
+                    self._try(min(seconds, AGAIN_LONGEST_SECONDS) if self._again_at else seconds)
             return self._lanes
 
     def close(self) -> None:
@@ -88,9 +91,10 @@ class Attaching:
         except (OSError, NoLane, InvalidInput) as error:
             self._failed(error)
         else:
+            self._again_at = 0.0
             self._counters.add("attaches")
 
     def _failed(self, error: Exception) -> None:
         self._counters.add("attach_failed")
         log.info("kvstore: no attachment at %s (%s); its bytes come over gRPC", self._path, error)
-        self._path = ""
+        self._again_at = time.monotonic() + AGAIN_SECONDS

@@ -10,6 +10,7 @@ import pytest
 from client_tools import sample, until
 from fake_attach import FakeAttach, error
 
+from kvstore.client import attaching
 from kvstore.client.lanes import MAX_LANES, LaneRefused, Lanes, NoLane
 from kvstore.client.settings import Timeouts
 from kvstore.core.errors import InvalidInput, LayoutMismatch, OtherBootEpoch, StoreUnavailable
@@ -172,6 +173,16 @@ def test_without_a_socket_everything_goes_over_grpc(fake, connect, path):
     assert not client.is_attached and client.counters.get("attach_failed", 0) == bool(path)
     assert client.session("a7", SessionEvent.OPENED) and client.session("a7", SessionEvent.CLOSED)
     assert fake.seen["Session"] == 2 and client.counters.get("attach_failed", 0) == bool(path)
+
+
+def test_a_refused_attachment_is_tried_again_after_a_while(fake, attach, connect, monkeypatch):
+    monkeypatch.setattr(attaching, "AGAIN_SECONDS", 0.0)
+    fake.attach_path, attach.refuse_attach = attach.path, "UNAVAILABLE"
+    client = connect()
+    assert not client.is_attached
+    attach.refuse_attach = None
+    assert client.session("a7", SessionEvent.OPENED)
+    assert client.is_attached and attach.seen["Session"] == 1 and client.counters["attach_failed"] == 1
 
 
 def test_a_refused_attachment_is_tried_again_with_the_next_hello(fake, attach, connect):
