@@ -36,10 +36,11 @@ from kvstore.rpc.generated import kvstore_pb2 as pb
 from kvstore.rpc.limits import MAX_OBJECTS
 
 FIRST_TRY_SHARE = 0.75  # of fetch_seconds; the rest is for the second try
-# Between two looks whether an abandoned load has come in: a look costs 0.1 ms over a lane and 1 ms over gRPC, which
-# these keep at a few hundredths of the computing that it may save.
+# Between two looks whether an abandoned load has come in. A look costs 0.1 ms over a lane, 1 ms over gRPC.
 CATCH_UP_SECONDS = 0.005
-CATCH_UP_SHARE = 0.03
+CATCH_UP_SHARE = 0.04  # of the computing time, for looking
+CATCH_UP_LONGEST = 0.04  # seconds; what comes in meanwhile is noticed so much later
+CATCH_UP_LOADS = 2.0  # it has to pay for twice its price: a deeper point may be there in a moment
 
 
 class Fetcher:
@@ -92,7 +93,8 @@ class Fetcher:
         if watch is not None and watch.gave_up:
             self._link.counters.add("fetch_abandoned")
             match.abandoned = load
-            return self._hot(match, load, wish, deadline) or self._what_is_here(load, wish)
+            hot = None if watch.is_useless else self._hot(match, load, wish, deadline)
+            return hot or self._what_is_here(load, wish)
         again = self._second_try(match, load, wish, deadline)
         return self._what_is_here(load, wish) if again is None else again
 
@@ -103,12 +105,14 @@ class Fetcher:
         if load is None or patience is None or now < match.look_at:
             return None
         left = patience.fallback.seconds_from(computed_tokens)
-        match.look_at = now + max(CATCH_UP_SECONDS, CATCH_UP_SHARE * left)
         deadline = self._link.deadline(self._timeouts.fetch_seconds)
         blocks = self._hot(match, load, Wish(), deadline, quicker_than=left)
-        if blocks is not None:
+        done, pause = self._link.now(), CATCH_UP_SECONDS
+        if blocks is None:  # a look that finds nothing costs a few hundredths of the computing that goes on meanwhile
+            pause = max(pause, min((done - now) / CATCH_UP_SHARE, CATCH_UP_LONGEST))
+        else:
             self._link.counters.add("fetch_caught_up")
-            match.look_at = self._link.now() + CATCH_UP_SECONDS
+        match.look_at = done + pause
         return blocks
 
     def _hot(
@@ -122,8 +126,8 @@ class Fetcher:
             if plan.kind is PlanKind.COLD or require_store(again).root != load.hashed.root:
                 return None
             if quicker_than is not None:
-                takes = (plan.load_seconds or 0.0) + (plan.recompute_seconds or 0.0)
-                if takes >= quicker_than:
+                takes = CATCH_UP_LOADS * (plan.load_seconds or 0.0) + (plan.recompute_seconds or 0.0)
+                if takes + CATCH_UP_SECONDS >= quicker_than:
                     return None
             if (
                 plan.tokens // self._layout.block_tokens > load.room
@@ -132,7 +136,11 @@ class Fetcher:
                 if fresh is None:
                     return None
                 load = fresh
+            began, had = self._link.now(), load.here
             if self._carry_out(again, load, wish, deadline):
+                nbytes = max(load.here - had, 0) * self._layout.rows.nbytes
+                nbytes += sum(state.nbytes for state in load.states.values())
+                self._lookups.host_speed.note(nbytes, self._link.now() - began)
                 return self._blocks(plan, load, wish)
         except (StoreUnavailable, OSError):
             pass
@@ -182,7 +190,8 @@ class Fetcher:
             load.saw_gone = True  # the daemon has restarted: the lease is void, the objects may still be there
             self._link.counters.add("fetch_lease_void")
         except StoreUnavailable:
-            self._link.counters.add("fetch_cut_off")
+            if watch is None or not watch.is_over(load.here):
+                self._link.counters.add("fetch_cut_off")
         except OSError:  # no memory to map for the states
             self._link.counters.add("fetch_no_memory")
         return load.here >= end and (required is None or required in load.states)
@@ -232,7 +241,10 @@ class Fetcher:
             states=[pb.ObjectName(block=wanted.end - 1 - base, group=group) for group in wanted.states],
         )
         receiver = Receiver(load, wanted, base, self._layout, self._pool)
-        with contextlib.closing(self._link.fetch(request, deadline)) as frames:
+        moment = None if watch is None else watch.last_moment(load.here)
+        if moment is not None:
+            deadline = min(deadline, moment)
+        with contextlib.closing(self._link.fetch(request, deadline, is_impatient=moment is not None)) as frames:
             for frame in frames:
                 self._link.counters.add("fetched_bytes", len(frame.data))
                 try:

@@ -170,18 +170,29 @@ class Link:
         except (LaneRefused, TimeoutError, InvalidInput) as failure:
             raise self.failure(failure) from failure
 
-    def fetch(self, request: pb.FetchRequest, deadline: float) -> Generator[FetchFrame, None, None]:
-        """The frames of one Fetch. Raises HelloAgain or StoreUnavailable while it is read."""
-        return self._frames(self.calls.fetch, request, parse_fetch, deadline)
+    def fetch(
+        self, request: pb.FetchRequest, deadline: float, *, is_impatient: bool = False
+    ) -> Generator[FetchFrame, None, None]:
+        """The frames of one Fetch. Raises HelloAgain or StoreUnavailable while it is read.
+
+        `is_impatient`: the deadline is one that a daemon in good health may miss, and says nothing about it.
+        """
+        return self._frames(self.calls.fetch, request, parse_fetch, deadline, may_be_late=is_impatient)
 
     def take_handoff(self, request: pb.TakeHandoffRequest, deadline: float) -> Generator[TakeHandoffFrame, None, None]:
         """The frames of one TakeHandoff. Raises HelloAgain or StoreUnavailable while it is read."""
         return self._frames(self.calls.take_handoff, request, parse_take_handoff, deadline)
 
     def _frames(
-        self, method: Callable[..., Any], request: Message, parse: Callable[[bytes], Frame], deadline: float
+        self,
+        method: Callable[..., Any],
+        request: Message,
+        parse: Callable[[bytes], Frame],
+        deadline: float,
+        *,
+        may_be_late: bool = False,
     ) -> Generator[Frame, None, None]:
-        stream, is_silent = None, True
+        stream, is_silent = None, not may_be_late
         try:
             stream = method(request, timeout=self._checked_left(deadline))
             for message in stream:

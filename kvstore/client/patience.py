@@ -28,8 +28,8 @@ BUDGET_SECONDS = 0.005  # ... and this: issue 3's bound on TTFT - min(hit, cold)
 PRIOR_SHARE = 0.15  # the prediction counts as much as this share of the load would, seen
 LATE = 1.3  # a load is late when it took so much longer than predicted for what is here ...
 LATE_BUDGET_SHARE = 0.3  # ... and this share of the budget on top, which forgives a late start
-QUIET_SHARE = 0.02  # nothing for this share of the predicted load is no jitter any more ...
-QUIET_SECONDS = 0.005  # ... but not before this: one read of 0.5 MB at 100 MB/s
+QUIET_SHARE = 0.05  # nothing for this share of the predicted load is no jitter any more ...
+QUIET_SECONDS = 0.01  # ... but not before this: a busy machine's threads wait so long for their turn
 LOOKS = 8  # in one budget: how often a waiting client looks
 SHORTEST_LOOK = 0.002  # seconds; a look costs 0.1 ms over a lane and 1 ms over gRPC
 LONGEST_LOOK = 0.05
@@ -77,6 +77,8 @@ def should_stop(forecast: Forecast, now: Progress) -> bool:
         is_quiet = now.idle > min(max(QUIET_SHARE * predicted, QUIET_SECONDS), forecast.budget / 2)
     if here >= 1 or now.here_seconds <= forecast.rest_seconds:
         return False  # all that matters is here: what is left is copying
+    if now.elapsed <= forecast.budget / 2:
+        return False  # too early to tell, and nothing is lost by waiting
     if here and left + forecast.rest_seconds >= now.here_seconds:
         return True
     return (spent > forecast.budget / 2 and is_late) or (spent > 0 and is_quiet)

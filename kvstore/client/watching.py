@@ -34,6 +34,7 @@ class Watch:
         self._forecast = patience.forecast
         self._here_bytes = 0
         self._hot = 0  # blocks that are in the daemon's memory, or were
+        self._is_all_hot = False  # the states too
 
     def arrivals(
         self, session: Session, match: ClientMatch, first: int, end: int, required: int | None
@@ -58,12 +59,13 @@ class Watch:
             else:
                 self._note(news)
             is_first = False
-            if not answer.is_loading or (hot >= end and has_state):
+            self._is_all_hot = hot >= end and has_state
+            if self._is_all_hot or not answer.is_loading:
                 break
+            self.check(hot)
             if hot - told >= part:
                 told = hot
-                yield hot
-            self.check(hot)
+                yield hot  # copied meanwhile; what the next answer tells came in since
         if hot > told:
             yield hot
 
@@ -75,6 +77,29 @@ class Watch:
         if should_stop(self._forecast, progress):
             self.gave_up = True
             raise Abandoned
+
+    @property
+    def is_useless(self) -> bool:
+        """What is here saves no computing at all."""
+        return self._patience.fallback.compute_from(self._hot * self._layout.block_tokens) == 0
+
+    def last_moment(self, blocks: int) -> float | None:
+        """Until when to wait for a stream that says nothing of its progress, with so many blocks here.
+
+        None where nothing in it comes from disk: it takes what copying takes.
+        """
+        if self._is_all_hot:
+            return None
+        here = self._patience.fallback.seconds(blocks * self._layout.block_tokens)
+        spent = self._began + self._forecast.cold_seconds - here + self._forecast.budget / 2
+        return max(spent, self._link.now() + self._forecast.look_seconds)
+
+    def is_over(self, blocks: int) -> bool:
+        """A stream was cut off: whether because waiting did not pay any more."""
+        moment = self.last_moment(blocks)
+        if moment is not None and self._link.now() >= moment - self._forecast.look_seconds:
+            self.gave_up = True
+        return self.gave_up
 
     def streamed(self, blocks: int) -> None:
         """So many blocks are in the worker's memory: those behind what is in the daemon's come straight from disk."""
