@@ -72,6 +72,13 @@ class Slots:
         whole.contents = self.contents + more.contents
         return whole
 
+    def first(self, objects: int) -> Slots:
+        """The first so many of these."""
+        part = copy(self)
+        part.pages, part.words = self.pages[:objects], self.words[:objects]
+        part.contents = self.contents[: objects * CHECKSUM_BYTES]
+        return part
+
     def content(self, block: int) -> bytes:
         start = (block - self.first_block) * CHECKSUM_BYTES
         return self.contents[start : start + CHECKSUM_BYTES]
@@ -108,7 +115,7 @@ class Arena:
                 self._map(number, deadline)
         return found
 
-    def whole(self, slots: Slots, first: int, end: int) -> int:
+    def whole(self, slots: Slots, first: int, end: int, *, or_filling: bool = False) -> int:
         """Of the objects `first` to `end` (indices), how many in front are whole now: their stamps say so.
 
         To be asked after the bytes were read. The order holds: a numpy copy of any size gives the interpreter's lock
@@ -119,6 +126,8 @@ class Arena:
         for number in np.unique(numbers).tolist():
             here = numbers == number
             words[here] = self._regions[number].stamps[pages[here]]
+        if or_filling:
+            words &= ~np.uint64(1)  # core/descriptor.py: the same stamp, whole or being filled
         fits = (words == slots.words[first:end, None]).all(axis=1)
         return len(fits) if fits.all() else int(fits.argmin())
 

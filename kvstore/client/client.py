@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar, overload
 
 from numpy.typing import ArrayLike
 
@@ -28,8 +28,10 @@ from kvstore.client.arguments import (
 from kvstore.client.buffers import BufferPool, Bytes
 from kvstore.client.counters import Counters
 from kvstore.client.fetch import Fetcher
+from kvstore.client.fetch_layers import LayerFetcher
 from kvstore.client.handoff import HandoffCalls, checked_payload
 from kvstore.client.hashing import Extras, HashedTokens, Hasher, Tokens
+from kvstore.client.layers import LayeredBlocks
 from kvstore.client.lineages import Lineages, Parent
 from kvstore.client.link import Link, Session
 from kvstore.client.lookups import Lookups
@@ -38,7 +40,7 @@ from kvstore.client.packing import Packing
 from kvstore.client.putting import States, checked_arrays, packed_job
 from kvstore.client.settings import Bounds, Timeouts
 from kvstore.client.target import Into
-from kvstore.client.wish import WHOLE, checked_wish
+from kvstore.client.wish import WHOLE, Order, Wish, checked_order, checked_wish
 from kvstore.client.writer import Writer
 from kvstore.core.checksum import Buffer
 from kvstore.core.errors import HelloAgain, InvalidInput, StoreUnavailable
@@ -97,6 +99,7 @@ class Client:
             can_replay=can_replay,
         )  # fmt: skip
         self._handoffs = HandoffCalls(self._link, self._hasher, self._pool, timeouts, layout.block_tokens)
+        self._layer_fetcher = LayerFetcher(self._fetcher, layout, self._pool)
         self._link.connect()
         if existing_only and self._link.refused is not None:
             self._link.close()
@@ -132,9 +135,20 @@ class Client:
     def worker_flops(self, flops: float | None) -> None:
         self._lookups.worker_flops = checked_flops(flops)
 
-    def lookup(self, tokens: ArrayLike, *, hints: Hints = NO_HINTS, extras: Extras | None = None) -> ClientMatch:
-        """From where a prompt of these token ids (position 0 on) can go on. Within `lookup_seconds`."""
-        asked = Asked(int32_tokens(tokens), checked_hints(hints), checked_extras(extras))
+    def lookup(
+        self,
+        tokens: ArrayLike,
+        *,
+        hints: Hints = NO_HINTS,
+        extras: Extras | None = None,
+        order: Order = "blocks",
+    ) -> ClientMatch:
+        """From where a prompt of these token ids (position 0 on) can go on. Within `lookup_seconds`.
+
+        `order="layers"`: what is cold is to be loaded layer by layer, for `fetch(order="layers", can_abandon=True)`.
+        """
+        by_layers = checked_order(order)
+        asked = Asked(int32_tokens(tokens), checked_hints(hints), checked_extras(extras), by_layers=by_layers)
         self._counters.add("lookups")
         if not len(asked.tokens):
             return empty_match(asked, self.layout)
@@ -144,6 +158,7 @@ class Client:
             self._counters.add("lookups_failed")
             return empty_match(asked, self.layout)
 
+    @overload
     def fetch(
         self,
         match: ClientMatch,
@@ -152,6 +167,19 @@ class Client:
         share: tuple[int, int] = WHOLE,
         verify: bool = False,
         views: bool = False,
+    ) -> Blocks: ...
+    @overload
+    def fetch(self, match: ClientMatch, *, order: Literal["layers"], can_abandon: bool = False) -> LayeredBlocks: ...
+    def fetch(
+        self,
+        match: ClientMatch,
+        into: Into | None = None,
+        *,
+        share: tuple[int, int] = WHOLE,
+        verify: bool = False,
+        views: bool = False,
+        order: Order = "blocks",
+        can_abandon: bool = False,
     ) -> Blocks:
         """The bytes of a match within `fetch_seconds`; see `Blocks.plan` for how far they reach.
 
@@ -160,10 +188,17 @@ class Client:
         `share=(rank, ranks)`: this rank's part of the rows only; the last one gets the state. Ranks whose plans
         differ agree on the shortest (`match.with_plan`). `verify`: checksums of the copies as well, which a stream
         always has. `views`: read-only arrays in the daemon's memory instead of copies (see `Blocks.is_valid`), where
-        there are any.
+        there are any. `order="layers"`: rows come layer by layer (`LayeredBlocks.layer`), whole copies only unless
+        this worker `can_abandon` its step; see layers.py.
         """
         wish = checked_wish(into, share, verify=verify, views=views)
+        by_layers = checked_order(order)
+        if (by_layers and wish != Wish()) or (can_abandon and not by_layers):
+            raise InvalidInput('by layers all rows are copied: pass order="layers" with can_abandon and nothing else')
         self._counters.add("fetches")
+        if by_layers:
+            deadline = self._link.deadline(self._timeouts.fetch_seconds)
+            return self._layer_fetcher.fetch(match, deadline, can_abandon=can_abandon)
         return self._fetcher.fetch(match, wish)
 
     def catch_up(self, match: ClientMatch, computed_tokens: int) -> Blocks | None:

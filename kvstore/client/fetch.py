@@ -13,6 +13,7 @@ from typing import cast
 
 import numpy as np
 
+from kvstore.client.arena import Slots
 from kvstore.client.buffers import BufferPool, Bytes
 from kvstore.client.fetching import Gone, Load, Receiver, Wanted, batches, coldest
 from kvstore.client.lineages import Lineages
@@ -60,7 +61,7 @@ class Fetcher:
     ) -> None:
         self._link, self._lookups, self._lineages, self._layout = link, lookups, lineages, layout
         self._packings, self._pool, self._timeouts, self._can_replay = packings, pool, timeouts, can_replay
-        self._shared = SharedReader(link, packings, pool)
+        self.shared = SharedReader(link, packings, pool)
         self._optional = tuple(index for index, group in enumerate(layout.groups) if group.optional)
 
     def fetch(self, match: ClientMatch, wish: Wish) -> Blocks:
@@ -209,7 +210,7 @@ class Fetcher:
         watch: Watch | None = None,
     ) -> None:
         """Rows [load.here, end) and these states: out of shared memory where they are, the rest as a stream."""
-        self._shared.take(match, load, end, states, deadline, verify=wish.verify)
+        self.shared.take(match, load, end, states, deadline, verify=wish.verify)
         rest = tuple(group for group in states if group not in load.states)
         if match.located is not None and match.plan.tier is Tier.HOST and required not in rest:
             rest = ()  # optional states that are not on the host: nobody put any, as a rule
@@ -327,8 +328,8 @@ class Fetcher:
         plan = match.plan
         has_states = plan.kind is PlanKind.RESUME and end == plan.tokens // self._layout.block_tokens
         try:
-            views = self._shared.views(match, first, end, deadline)
-            states = {} if views is None or not has_states else self._shared.viewed_states(views)
+            views = self.shared.views(match, first, end, deadline)
+            states = {} if views is None or not has_states else self.shared.viewed_states(views)
         except (StoreUnavailable, HelloAgain, OSError):
             return None
         required = self._layout.state_group if has_states else None
@@ -342,6 +343,14 @@ class Fetcher:
         self._link.counters.add("viewed_blocks", len(views))
         rows = cast(Mapping[str, Bytes], views.rows())  # sequences of the same arrays
         return Blocks(plan, rows, *self._states(states), coldest((plan.tier, Tier.HOST)), lineage, first, views)
+
+    def states_only(self, match: ClientMatch, slots: Slots, deadline: float) -> Blocks | None:
+        """The plan's states, and rows that are still to be filled in; None where they are of another run, or gone."""
+        plan, hashed, blocks = match.plan, require_store(match), match.plan.tokens // self._layout.block_tokens
+        nothing = target_of(None, self._packings[0], 0, self._pool)
+        load = Load(hashed, nothing, 0, blocks, 0, blocks, match.lineage)
+        load.know(0, slots.contents, blocks)
+        return self._blocks(plan, load, Wish()) if self._carry_out(match, load, Wish(), deadline) else None
 
     def _cold(self, wish: Wish | None = None, load: Load | None = None) -> Blocks:
         """Nothing, in the shape that was asked for."""

@@ -19,6 +19,7 @@ class Located:
     rows: Slots | None  # from block 0 on, or from where more was asked for; None: not one
     states: Mapping[int, Slots] = field(default_factory=dict)  # one object each, by group
     is_loading: bool = False  # more is on its way into host memory
+    layers: int = 0  # leading layers of which every row of the plan is whole; told only where they were asked for
 
 
 def located(
@@ -34,5 +35,6 @@ def located(
         if not state.group or len(state) != 1:
             raise InvalidInput(f"{len(state)} descriptors of group {state.group} where one state's is expected")
         states[state.group] = state
-    is_loading = isinstance(answer, pb.LocateResponse) and answer.is_loading
-    return Located(arena, valid_until, rows, states, is_loading)
+    if isinstance(answer, pb.LookupResponse):
+        return Located(arena, valid_until, rows, states)
+    return Located(arena, valid_until, rows, states, answer.is_loading, answer.layers)

@@ -124,6 +124,7 @@ class Lookups:
             worker_flops=self.worker_flops,
             host_bytes_per_second=self.host_speed.bytes_per_second,
             hot_only=asked.hot_only,
+            order=pb.LOAD_ORDER_LAYERS if asked.by_layers else pb.LOAD_ORDER_BLOCKS,
         )
         arena = self._current_arena(session, deadline)
         if arena is not None:

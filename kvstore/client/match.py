@@ -38,6 +38,7 @@ class Asked(NamedTuple):
     hints: Hints
     extras: Extras
     hot_only: bool = False  # only what is in the store's memory counts
+    by_layers: bool = False  # cold rows are wanted layer by layer
 
 
 class ClientMatch:

@@ -61,13 +61,13 @@ class SharedReader:
                 return  # nothing more comes this way
             # a share needs to know what lies below its rows: their lineage stands on it
             first_block = load.blocks if load.here >= end else known_end if load.is_share else max(known_end, load.here)
-            found, is_asked = self._locate(match, found, first_block, end, deadline), True
+            found, is_asked = self.locate(match, found, first_block, end, deadline), True
 
     def views(self, match: ClientMatch, first: int, end: int, deadline: float) -> Views | None:
         """Rows [first, end) and the plan's states where they lie; None where not all of them are in shared memory."""
         found, slots = match.located, None if match.located is None else match.located.rows
         while found is not None and (slots is None or slots.end_block < end):
-            found = self._locate(match, found, 0 if slots is None else slots.end_block, end, deadline)
+            found = self.locate(match, found, 0 if slots is None else slots.end_block, end, deadline)
             if found is not None and found.rows is not None:
                 slots = found.rows if slots is None else slots.joined(found.rows)
             elif found is not None and not found.is_loading:
@@ -80,10 +80,16 @@ class SharedReader:
         states = tuple(state for state in found.states.values() if state.first_block == end - 1)
         return Views(found.arena, self._packings[0], slots, first, end, states, found.valid_until)
 
-    def _locate(
-        self, match: ClientMatch, found: Located, first_block: int, end: int, deadline: float
+    def locate(
+        self,
+        match: ClientMatch,
+        found: Located,
+        first_block: int,
+        end: int,
+        deadline: float,
+        seen_layers: int | None = None,
     ) -> Located | None:
-        """Ask for what was cold; None where there is no lane to ask on."""
+        """Ask for what was cold; None where there is no lane to ask on. Raises StoreUnavailable and HelloAgain."""
         lease, arena = match.lease, found.arena
         if lease is None or lease.id is None or not arena.is_alive:
             return None
@@ -95,6 +101,7 @@ class SharedReader:
             first_block=first_block,
             min_blocks=max(1, min(end - first_block, -(-LOCATE_BYTES // self._packings[0].object_bytes))),
             wait_seconds=max(0.0, min(LOCATE_SECONDS, left - min(ANSWER_SECONDS, left / 5))),
+            seen_layers=seen_layers,
         )
         self._link.counters.add("locates")
         try:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from kvstore.client.target import Into
 from kvstore.core.errors import InvalidInput
 
+Order = Literal["blocks", "layers"]
 WHOLE = (0, 1)  # the one share of one rank
 
 
@@ -30,3 +31,10 @@ def checked_wish(into: Into | None, share: tuple[int, int], *, verify: bool, vie
     if views and into is not None:
         raise InvalidInput("views are the daemon's memory: leave `into` out, or `views`")
     return Wish(into, share, verify, views)
+
+
+def checked_order(order: str) -> bool:
+    """Whether it is by layers. Raises InvalidInput."""
+    if order not in ("blocks", "layers"):
+        raise InvalidInput(f'order={order!r}: pass "blocks" or "layers"')
+    return order == "layers"
