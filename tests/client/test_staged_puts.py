@@ -46,6 +46,11 @@ def staging_client(connect, layout=LAYOUT, **options):
     return client
 
 
+def assert_all_free(client):
+    staging = client._writer._commits.staging
+    assert staging.free_bytes == staging.nbytes, "every extent came back"
+
+
 def grown(layout, tokens, count, seed):
     """Tokens that go on from these, and rows of `count` blocks for them."""
     rng = np.random.default_rng(seed)
@@ -144,6 +149,7 @@ def test_a_put_on_top_of_two_runs_is_given_up_when_that_comes_out(daemon_process
     assert client.counters["puts_unknown_parent"] == 2
     assert_stored(reader, tokens, rows, 2)
     assert reader.lookup(longer).rows_tokens == 2 * BLOCK
+    assert_all_free(client)
 
 
 def test_what_stands_on_nothing_known_is_refused_at_once(start, connect):
@@ -176,6 +182,7 @@ def test_a_put_that_was_packed_elsewhere_goes_through_the_region_in_parts(start,
     tokens, rows, _ = sample(LAYOUT, 9, states=())
     assert client.put(tokens, first_block=0, rows=rows) and client.flush(30, durable=True)
     assert client.counters["staged_commits"] == 3 and client.counters["puts"] == client.counters["puts_staged"] == 1
+    assert_all_free(client)
     assert_stored(reader, tokens, rows, 9)
 
 
@@ -194,6 +201,7 @@ def test_full_region_then_full_queue_and_then_puts_are_shed(daemon_process, conn
     for tokens, rows, _ in samples[:3]:
         assert_stored(reader, tokens, rows, 2)
     assert client.put(samples[3][0], first_block=0, rows=samples[3][1]) and client.flush(30)
+    assert_all_free(client)
 
 
 def test_two_threads_put_at_once(start, connect):
@@ -220,6 +228,7 @@ def test_two_threads_put_at_once(start, connect):
         assert all(done)
         assert_stored(reader, tokens, rows, 18)
     assert client.counters["puts"] == 18 and "client_thread_errors" not in client.counters
+    assert_all_free(client)
 
 
 def test_a_daemon_that_restarts_gives_a_new_region(start, connect):
