@@ -42,7 +42,7 @@ class ObjectClass(Enum):
 class Held:
     """One copy on one tier."""
 
-    __slots__ = ("_record", "busy", "flow", "nbytes", "slots", "stamp", "status")
+    __slots__ = ("busy", "flow", "nbytes", "packed", "slots", "stamp", "status")
 
     def __init__(self, status: CopyStatus, slots: tuple[int, ...], nbytes: int) -> None:
         self.status = status
@@ -51,13 +51,13 @@ class Held:
         self.busy = 0  # readers and copies that use these bytes now
         self.stamp = 0  # of a host copy: no other copy has or had it (`descriptor.py`)
         self.flow = 0  # of the promotion that fills it (`Copy.flow`)
-        self._record: bytes | None = None
+        self.packed: bytes | None = None  # `record`, once it was asked for
 
     def record(self, content: bytes) -> bytes:
         """Descriptor of this host copy; made when first asked for, then kept: a session asks again every turn."""
-        if self._record is None:
-            self._record = pack_record(self.slots, self.stamp, content)
-        return self._record
+        if self.packed is None:
+            self.packed = pack_record(self.slots, self.stamp, content)
+        return self.packed
 
 
 class Facts(NamedTuple):

@@ -48,17 +48,20 @@ class Locating:
         if found is None:
             return NOTHING
         # the lease's deepest hot rows, or below it nothing is hot: found without the lock, checked node by node
+        # (short names and no call for what is packed already: a prompt has thousands of blocks, and the interpreter
+        # runs nobody else meanwhile)
         records: list[bytes] = []
+        ready = CopyStatus.READY
         node: Node | None = found.rows.node
         while node is not None and not node.hot:
             node = node.parent
         while node is not None and node.parent is not None:
             rows = node.rows
             held = rows.host if rows is not None else None
-            if rows is None or held is None or held.status is not CopyStatus.READY:
+            if rows is None or held is None or held.status is not ready:
                 records.clear()  # lost just now: what is below it cannot be used
             else:
-                records.append(held.record(rows.facts.content))
+                records.append(held.packed or held.record(rows.facts.content))
             node = node.parent
         records.reverse()
         states = [state for state in found.states if state.is_ready(Tier.HOST)]
