@@ -43,7 +43,7 @@ CHAIN_BLOCKS, LONG_BLOCKS, SHORT_BLOCKS = 512, 8192, 16
 PAUSE_TARGET_MS = 50.0
 LOCK_TARGET_MS = 2.0
 LOOKUPS = 200
-SERVING_SECONDS = 5.0
+SERVING_SECONDS = 3.0
 NAME, ROOT, WORKER = b"n" * 32, b"r" * 32, b"w" * 16
 SPEEDS = Speeds({Tier.HOST: 1e10, Tier.DISK: 2e9}, 1e15)  # with prices, as workers that know their speed ask
 
