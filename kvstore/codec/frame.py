@@ -113,7 +113,7 @@ def decode_frame(
     if into is not None and sum(piece.nbytes for piece in into) != header.raw_bytes:
         raise CorruptFrame(f"the frame holds {header.raw_bytes} bytes, which is not what its object should have")
     payload = _payload(frame, extent)
-    table = checked_table(frame, header, extent)
+    table = _checked_table(frame, header, extent)
     if into is None:
         into = [payload if table.is_raw else memoryview(bytearray(header.raw_bytes))]
     if not table.is_raw:
@@ -132,7 +132,7 @@ def read_sections(frame: memoryview) -> list[SectionRecord]:
     """The section table of a frame, verified; for tools that show it. CorruptFrame."""
     header, extent = unpack_header(frame)
     _payload(frame, extent)
-    return checked_table(frame, header, extent).records()
+    return _checked_table(frame, header, extent).records()
 
 
 def max_frame_bytes(sections: Sequence[Section]) -> int:
@@ -171,11 +171,16 @@ def check_name(header: FrameHeader, expect_key: BlockKey, expect_generation: int
         raise CorruptFrame(f"expected generation {expect_generation}, found {header.generation}")
 
 
-def checked_table(frame: memoryview, header: FrameHeader, extent: Extent) -> Table:
-    """The section table of a frame whose header is verified. `frame` reaches to its payload at least. CorruptFrame."""
+def checked_table_bytes(frame: memoryview, header: FrameHeader, extent: Extent) -> memoryview:
+    """The section table and its padding as they lie in the frame. CorruptFrame where their checksum fails."""
     table_and_padding = frame[HEADER_BYTES : extent.payload_offset]
     if xxhash.xxh3_128_digest(table_and_padding) != extent.table_checksum:
         raise CorruptFrame(f"the section table of {_short(header.prefix)} fails its checksum")
+    return table_and_padding
+
+
+def _checked_table(frame: memoryview, header: FrameHeader, extent: Extent) -> Table:
+    table_and_padding = checked_table_bytes(frame, header, extent)
     table = unpack_table(table_and_padding, extent.sections, extent.names_bytes)
     if sum(table.raw_sizes) != header.raw_bytes or sum(table.stored_sizes) != extent.stored_bytes:
         raise CorruptFrame(f"the sections of {_short(header.prefix)} do not add up")

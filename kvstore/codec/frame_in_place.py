@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import xxhash
 
-from kvstore.codec.frame import check_name, checked_table, max_frame_bytes
-from kvstore.codec.frame_header import FrameHeader, unpack_header
-from kvstore.codec.section_table import Table, raw_sizes
+from kvstore.codec.frame import check_name, checked_table_bytes, max_frame_bytes
+from kvstore.codec.frame_header import Extent, FrameHeader, unpack_header
+from kvstore.codec.section_table import is_raw, raw_sizes, unpack_table
 from kvstore.core.checksum import content_checksum
 from kvstore.core.errors import CorruptFrame
 from kvstore.core.keys import BlockKey
@@ -27,8 +27,15 @@ class RawHead(NamedTuple):
     """The verified head of a raw frame. Nothing is known yet of its payload."""
 
     header: FrameHeader
-    table: Table
+    extent: Extent
+    table: memoryview
+
+
+class SectionChecks(NamedTuple):
+    """Where each section of a raw object lies, and its checksum."""
+
     edges: tuple[int, ...]  # offset of each section in the object, and the object's length last
+    checksums: tuple[int, ...]
 
 
 def head_bytes(sections: Sequence[Section]) -> int:
@@ -45,15 +52,19 @@ def read_head(
     """
     header, extent = unpack_header(head)
     check_name(header, expect_key, expect_generation)
-    sizes = raw_sizes(sections)
     if extent.payload_offset != len(head) or extent.stored_bytes != header.raw_bytes:
         return None
-    table = checked_table(head, header, extent)
-    if not table.is_raw:
-        return None
-    if table.raw_sizes != sizes:
+    table = checked_table_bytes(head, header, extent)
+    # The codecs alone: unpacking the whole table would take as long as everything else that a promotion does in Python.
+    return RawHead(header, extent, table) if is_raw(table, extent.sections, extent.names_bytes) else None
+
+
+def section_checks(head: RawHead, sections: Sequence[Section]) -> SectionChecks:
+    """What the table says of single sections. CorruptFrame where they are not those of the layout."""
+    table = unpack_table(head.table, head.extent.sections, head.extent.names_bytes)
+    if table.raw_sizes != raw_sizes(sections):
         raise CorruptFrame("the frame's sections are not those of its layout")
-    return RawHead(header, table, tuple(accumulate(sizes, initial=0)))
+    return SectionChecks(tuple(accumulate(table.raw_sizes, initial=0)), table.checksums)
 
 
 def verify_payload(head: RawHead, pieces: Sequence[memoryview]) -> None:
@@ -62,9 +73,9 @@ def verify_payload(head: RawHead, pieces: Sequence[memoryview]) -> None:
         raise CorruptFrame(f"object {head.header.prefix[:4].hex()} fails its content checksum")
 
 
-def verify_sections(head: RawHead, payload: memoryview, first: int, end: int) -> None:
+def verify_sections(checks: SectionChecks, payload: memoryview, first: int, end: int) -> None:
     """That sections [first, end) of the object in `payload` are whole; what lies around them may be anything yet."""
-    edges, checksums = head.edges, head.table.checksums
+    edges, checksums = checks
     for index in range(first, end):
         if xxhash.xxh3_64_intdigest(payload[edges[index] : edges[index + 1]]) != checksums[index]:
             raise CorruptFrame(f"section {index} of {len(checksums)} fails its checksum")

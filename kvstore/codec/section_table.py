@@ -19,6 +19,7 @@ from kvstore.core.layout import Section
 
 _RECORD = struct.Struct("<HHB3xIIQ")
 RECORD_BYTES = _RECORD.size
+_CODEC_OFFSET = 4  # in a record
 _LENGTH = struct.Struct("<H")
 _LAYOUTS_KEPT = 64  # a daemon serves a few layouts of two or three groups each
 
@@ -78,6 +79,12 @@ def unpack_table(table: memoryview, sections: int, names_bytes: int) -> Table:
     if unknown:
         raise CorruptFrame(f"a section is encoded by codec {min(unknown)}, which this version does not know")
     return Table(layers, components, codecs, raw_sizes, stored_sizes, checksums, names)
+
+
+def is_raw(table: memoryview, sections: int, names_bytes: int) -> bool:
+    """Whether every section in `table`, whose checksum the caller has verified, is stored as it is."""
+    codecs = table[names_bytes + _CODEC_OFFSET : names_bytes + sections * RECORD_BYTES : RECORD_BYTES]
+    return len(codecs) == sections and not any(codecs.tobytes())
 
 
 def table_bytes(sections: Sequence[Section]) -> int:

@@ -11,7 +11,15 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from kvstore.codec.frame import decode_frame
-from kvstore.codec.frame_in_place import RawHead, head_bytes, read_head, verify_payload, verify_sections
+from kvstore.codec.frame_in_place import (
+    RawHead,
+    SectionChecks,
+    head_bytes,
+    read_head,
+    section_checks,
+    verify_payload,
+    verify_sections,
+)
 from kvstore.core.actions import Copy
 from kvstore.core.descriptor import filling_word
 from kvstore.core.errors import CorruptFrame, TierFault
@@ -39,6 +47,7 @@ class _ByLayers(NamedTuple):
     """A promotion that is loaded by layers, once its head is verified."""
 
     head: RawHead
+    checks: SectionChecks
     room: memoryview  # the slot, in whole pages
     payload: memoryview  # the object in it
     groups: tuple[LayerGroup, ...]
@@ -123,7 +132,7 @@ class Promoter:
         head = read_head(scratch, group.sections, facts.key, facts.generation)
         if head is None:
             return 0
-        by_layers = _ByLayers(head, room, room[: facts.raw_bytes], groups)
+        by_layers = _ByLayers(head, section_checks(head, group.sections), room, room[: facts.raw_bytes], groups)
         self._by_layers[promotion.number] = by_layers
         self._promotions.split(promotion, len(groups))
         self._verify(promotion, by_layers, 0)
@@ -142,7 +151,7 @@ class Promoter:
     def _verify(self, promotion: Promotion, by_layers: _ByLayers, loaded: int) -> None:
         for number in self._promotions.loaded(promotion, loaded):
             group = by_layers.groups[number]
-            verify_sections(by_layers.head, by_layers.payload, group.first, group.end)
+            verify_sections(by_layers.checks, by_layers.payload, group.first, group.end)
             if self._promotions.verified(promotion, number, group.layers):
                 self._reports.layered(promotion.copy.flow)
 

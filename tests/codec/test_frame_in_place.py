@@ -6,7 +6,7 @@ import pytest
 from frame_samples import all_raw, all_zstd, header_of, noise, sections_of
 
 from kvstore.codec.frame import encode_frame
-from kvstore.codec.frame_in_place import head_bytes, read_head, verify_payload, verify_sections
+from kvstore.codec.frame_in_place import head_bytes, read_head, section_checks, verify_payload, verify_sections
 from kvstore.core.errors import CorruptFrame
 from kvstore.core.keys import BlockKey
 from kvstore.core.layout import Section
@@ -70,7 +70,7 @@ def test_a_frame_of_other_sections_is_refused_or_left_to_decode_frame():
     swapped = TINY.sections[::-1]
     assert [part.nbytes for part in swapped] != [part.nbytes for part in TINY.sections]
     with pytest.raises(CorruptFrame, match="not those of its layout"):
-        read_head(memoryview(frame_of())[: head_bytes(TINY.sections)], swapped, KEY, 7)
+        section_checks(read_head(memoryview(frame_of())[: head_bytes(TINY.sections)], swapped, KEY, 7), swapped)
     fewer = (Section(0, "one", 1, TINY.nbytes),)
     assert head_bytes(fewer) != head_bytes(TINY.sections)
     assert read_head(memoryview(frame_of())[: max(head_bytes(fewer), 304)], fewer, KEY, 7) is None
@@ -80,14 +80,15 @@ def test_sections_are_verified_alone_while_the_rest_is_not_there_yet():
     frame = frame_of()
     size = head_bytes(TINY.sections)
     head = read_head(memoryview(frame)[:size], TINY.sections, KEY, 7)
+    checks = section_checks(head, TINY.sections)
     arriving = memoryview(bytearray(TINY.nbytes))
-    for index, (start, end) in enumerate(pairwise(head.edges)):
+    for index, (start, end) in enumerate(pairwise(checks.edges)):
         with pytest.raises(CorruptFrame, match=f"section {index} of"):
-            verify_sections(head, arriving, 0, index + 1)
+            verify_sections(checks, arriving, 0, index + 1)
         arriving[start:end] = frame[size + start : size + end]
-        verify_sections(head, arriving, 0, index + 1)
+        verify_sections(checks, arriving, 0, index + 1)
         arriving[end - 1] ^= 1
         with pytest.raises(CorruptFrame, match=f"section {index} of"):
-            verify_sections(head, arriving, index, index + 1)
+            verify_sections(checks, arriving, index, index + 1)
         arriving[end - 1] ^= 1
     verify_payload(head, [arriving])
