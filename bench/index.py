@@ -5,8 +5,10 @@
 A process of its own for each size fills the real planner with V4-Flash's blocks (chains of 512 blocks, 65,536 tokens,
 each with a state at its end), without tiers: reserve and arrive, as an upload does. Bytes are what the process grew by,
 over the entries. The collector is run as the daemon runs it (daemon/garbage.py, a tick every half second); a pause is
-any collection, by the collector's own callbacks. Lookups are timed as the store's lock sees them: match, lease and
-release in one. `a full collection` is what the collector would have done sooner or later without all that.
+any collection, by the collector's own callbacks. The note beside it says what the longest took of the processor: on a
+busy machine the longest pause is that in which the process waited for its turn. Lookups are timed as the store's lock
+sees them: match, lease and release in one. `a full collection` is what the collector would have done sooner or later
+without all that.
 
 A quick run has 100,000 entries, the usual one a million; --ten-million adds ten (about 12 GB and ten minutes).
 """
@@ -55,6 +57,7 @@ class Measured(NamedTuple):
     lookup_ms: dict[str, float]  # medians
     filling_pause_ms: float
     serving_pause_ms: float
+    busy_pause_ms: float  # longest, of filling and serving, in processor time
     freezes: int
     full_collection_ms: float
 
@@ -84,12 +87,13 @@ def rows(bench: Bench, name: str, found: Measured) -> None:
             target=PAUSE_TARGET_MS, against=at_most, runs=1,
         )  # fmt: skip
     bench.row(f"{name}: a full collection, were it not frozen", found.full_collection_ms, "ms", runs=1)
-    bench.note(f"{name}: {found.freezes} freezes")
+    bench.note(f"{name}: {found.freezes} freezes; longest pause {found.busy_pause_ms:.3g} ms in processor time")
 
 
 def measure(entries: int, seed: int) -> Measured:
     """Runs in a process of its own."""
-    garbage = Garbage()
+    garbage, busy = Garbage(), BusyPauses()
+    gc.callbacks.append(busy)
     index = Index(entries, seed, garbage)
     before = resident_bytes()
     start = time.perf_counter()
@@ -112,12 +116,27 @@ def measure(entries: int, seed: int) -> Measured:
         index.lookup_ms([long, *chains], 10)
     serving, freezes = garbage.longest_pause, garbage.freezes
     garbage.stop()
+    gc.callbacks.remove(busy)
     start = time.perf_counter()
     gc.collect()
     full = time.perf_counter() - start
     return Measured(
-        len(index.planner), bytes_per_entry, put_us, lookup_ms, 1e3 * filling, 1e3 * serving, freezes, 1e3 * full
-    )
+        len(index.planner), bytes_per_entry, put_us, lookup_ms, 1e3 * filling, 1e3 * serving, 1e3 * busy.longest,
+        freezes, 1e3 * full,
+    )  # fmt: skip
+
+
+class BusyPauses:
+    """The longest collection in seconds of this thread's processor time."""
+
+    def __init__(self) -> None:
+        self.longest = self._started = 0.0
+
+    def __call__(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            self._started = time.thread_time()
+        else:
+            self.longest = max(self.longest, time.thread_time() - self._started)
 
 
 class Index:
