@@ -39,6 +39,7 @@ class _Pausing:
 
     def __init__(self, client: Client, told: TextIO) -> None:
         self._client, self._told = client, told
+        self.worker_flops: float | None = None
         self.paused_seconds = 0.0
 
     @property
@@ -56,6 +57,9 @@ class _Pausing:
 
     def fetch(self, match: ClientMatch) -> Blocks:
         return self._client.fetch(match)
+
+    def catch_up(self, match: ClientMatch, computed_tokens: int) -> Blocks | None:
+        return self._client.catch_up(match, computed_tokens)
 
     def put(
         self,

@@ -4,7 +4,7 @@ Objects are named by the tokens they were made from and hold their group's secti
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,6 +36,8 @@ class MemoryStore:
     snapshots: Snapshots = Snapshots(every=128, at_output_end=True)  # noqa: RUF009 - frozen
     deepest: int | None = None  # offer no resume point beyond this
     cut_to: Plan | None = None  # what a fetch is left with
+    caught_up: dict[int, Plan] = field(default_factory=dict)  # by computed tokens: what has come in by then
+    worker_flops: float | None = None
     is_connected: bool = True
     replay_tokens: int | None = None  # None: as the layout says
     rows: dict[bytes, bytes] = field(default_factory=dict)
@@ -49,10 +51,15 @@ class MemoryStore:
 
     @contextmanager
     def fetch(self, match: MemoryMatch) -> Iterator[MemoryBlocks]:
-        plan = match.plan if self.cut_to is None else self.cut_to
+        yield self._blocks(match, match.plan if self.cut_to is None else self.cut_to)
+
+    def catch_up(self, match: MemoryMatch, computed_tokens: int):
+        plan = self.caught_up.get(computed_tokens)
+        return None if plan is None else nullcontext(self._blocks(match, plan))
+
+    def _blocks(self, match: MemoryMatch, plan: Plan) -> MemoryBlocks:
         if plan.kind is PlanKind.COLD:
-            yield MemoryBlocks(plan)
-            return
+            return MemoryBlocks(plan)
         step = self.layout.block_tokens
         edges = range(step, plan.tokens + 1, step)
         rows = unpack(self.layout.rows, [self.rows[self.key(match.tokens, edge)] for edge in edges])
@@ -60,7 +67,7 @@ class MemoryStore:
         if plan.kind is PlanKind.RESUME:
             parts = unpack(self.layout.state, [self.states[self.key(match.tokens, plan.tokens)]])
             state = {component: array[0] for component, array in parts.items()}
-        yield MemoryBlocks(plan, Tier.HOST, rows, state)
+        return MemoryBlocks(plan, Tier.HOST, rows, state)
 
     def put(self, tokens, *, first_block, rows, states, hints) -> bool:
         step = self.layout.block_tokens

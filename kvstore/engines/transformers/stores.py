@@ -46,10 +46,13 @@ MatchT = TypeVar("MatchT", bound=MatchView)
 class Store(Protocol[MatchT]):
     """Where rows and states are found and put."""
 
+    worker_flops: float | None  # what lookups say of this worker's speed
+
     @property
     def is_connected(self) -> bool: ...
     def lookup(self, tokens: Tokens, *, hints: Hints) -> AbstractContextManager[MatchT]: ...
     def fetch(self, match: MatchT) -> AbstractContextManager[BlocksView]: ...
+    def catch_up(self, match: MatchT, computed_tokens: int) -> AbstractContextManager[BlocksView] | None: ...
     def put(
         self,
         tokens: Tokens,

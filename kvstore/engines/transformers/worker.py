@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import DeepseekV4ForCausalLM, DynamicCache
 
+from kvstore.core.cost import CostModel
 from kvstore.core.errors import InvalidInput
 from kvstore.core.keys import Tier
 from kvstore.core.layout import ModelLayout
@@ -33,7 +34,8 @@ from kvstore.core.match import Hints, Plan, PlanKind, Snapshots
 from kvstore.engines.transformers import handoff
 from kvstore.engines.transformers.cache import CacheForm
 from kvstore.engines.transformers.request import NO_HINTS, HandoffOutcome, Request, Run
-from kvstore.engines.transformers.stores import HandoffStore, MatchT, Store, Tokens
+from kvstore.engines.transformers.speed import PrefillSpeed
+from kvstore.engines.transformers.stores import BlocksView, HandoffStore, MatchT, Store, Tokens
 
 HANDOFF_SECONDS = 10.0  # how long another worker may take to come for it
 CARRY_BYTES = 4 << 20  # rows up to here go along in a handoff: fetching them takes another two calls, as long as 4 MB
@@ -44,8 +46,11 @@ _COLDER = tuple(Tier)  # nearest first
 class Worker:
     """A model and the form of its cache."""
 
-    def __init__(self, model: DeepseekV4ForCausalLM, layout: ModelLayout) -> None:
+    def __init__(self, model: DeepseekV4ForCausalLM, layout: ModelLayout, *, declares_speed: bool = False) -> None:
+        """With `declares_speed` lookups say how fast this worker prefills: a hit that would take longer is left out."""
         self.layout = layout
+        self.speed = PrefillSpeed(CostModel.of(layout))
+        self._declares_speed = declares_speed
         self._model = model
         self._form = CacheForm(model.config, layout, model.dtype)
         self.handoffs: Counter[HandoffOutcome] = Counter()  # how those that were asked for ended
@@ -78,9 +83,13 @@ class Worker:
             began = time.perf_counter()
             if store is None:
                 request = Request(prompt, self._form.new_cache(), hints)
+                request.first = self._prefill(request)
             else:
-                request = self._begin(prompt, prompt.size + max_new_tokens, store, hints)
-            request.first = self._prefill(request)
+                if self._declares_speed:
+                    store.worker_flops = self.speed.flops_per_second
+                with store.lookup(prompt, hints=hints) as match:
+                    request = self._begin(prompt, prompt.size + max_new_tokens, store, match, hints)
+                    request.first = self._prefill(request, lambda computed: self._jump(request, store, match, computed))
             request.ttft_s = time.perf_counter() - began
             self._publish(request, prompt, request.plan.tokens, store)
             request.publish_s = time.perf_counter() - began - request.ttft_s
@@ -174,23 +183,38 @@ class Worker:
             raise InvalidInput(f"max_new_tokens={max_new_tokens}: ask for at least one")
         return prompt.astype(np.int32)
 
-    def _begin(self, prompt: Tokens, end_tokens: int, store: Store[MatchT], hints: Hints) -> Request:
-        """Look up, fetch, and follow the plan of the fetch, which may be shorter than the match's."""
-        with store.lookup(prompt, hints=hints) as match:
-            wanted = self._wanted(match.snapshots, end_tokens)
-            with store.fetch(match) as blocks:
-                plan = blocks.plan
-                # what was promoted between lookup and fetch was read from below all the same
-                found = match.plan.tier if match.plan.tokens == plan.tokens else None
-                tier = max((each for each in (found, blocks.tier) if each), key=_COLDER.index, default=None)
-                if plan.kind is PlanKind.RESUME and blocks.state is not None:
-                    loaded = self._form.load(plan.tokens, blocks.rows, blocks.state)
-                    cache = self._form.resume(loaded)
-                    return Request(prompt, cache, hints, wanted, plan, tier, plan.tokens, blocks.lineage, base=loaded)
-                if plan.kind is PlanKind.REPLAY:
-                    cache = self._form.resume(self._form.load_for_replay(plan.compute_from, blocks.rows))
-                    return Request(prompt, cache, hints, wanted, plan, tier, plan.tokens, blocks.lineage)
-        return Request(prompt, self._form.new_cache(), hints, wanted)
+    def _begin(self, prompt: Tokens, end_tokens: int, store: Store[MatchT], match: MatchT, hints: Hints) -> Request:
+        """Fetch, and follow the plan of the fetch, which may be shorter than the match's."""
+        request = Request(prompt, self._form.new_cache(), hints, self._wanted(match.snapshots, end_tokens))
+        with store.fetch(match) as blocks:
+            # what was promoted between lookup and fetch was read from below all the same
+            found = match.plan.tier if match.plan.tokens == blocks.plan.tokens else None
+            self._load(request, blocks, found)
+        return request
+
+    def _load(self, at: Request, blocks: BlocksView, found: Tier | None) -> None:
+        """Go on from fetched blocks; `found`: where the match saw them."""
+        plan = blocks.plan
+        if plan.kind is PlanKind.RESUME and blocks.state is not None:
+            at.base = self._form.load(plan.tokens, blocks.rows, blocks.state)
+            at.cache = self._form.resume(at.base)
+        elif plan.kind is PlanKind.REPLAY:
+            at.base = None
+            at.cache = self._form.resume(self._form.load_for_replay(plan.compute_from, blocks.rows))
+        else:
+            return
+        at.plan, at.stored_tokens, at.lineage = plan, plan.tokens, blocks.lineage
+        at.tier = max((each for each in (found, blocks.tier) if each), key=_COLDER.index, default=None)
+        at.taken.clear()  # below what is stored: others have been there
+
+    def _jump(self, at: Request, store: Store[MatchT], match: MatchT, computed: int) -> bool:
+        """Go on from a deeper point, where a load that was given up has brought one in meanwhile."""
+        blocks = store.catch_up(match, computed)
+        if blocks is None:
+            return False
+        with blocks as deeper:
+            self._load(at, deeper, match.plan.tier)
+        return True
 
     def _taken(self, transcript: Tokens, store: HandoffStore[MatchT], hints: Hints) -> Request | HandoffOutcome:
         """The request as it was left, its next token's logits computed; why not, where it cannot be had."""
@@ -226,21 +250,32 @@ class Worker:
         output_end = (end_tokens // step * step,) if snapshots.at_output_end else ()
         return frozenset(edge for edge in (*snapshots.at, *regular, *output_end) if edge and edge % step == 0)
 
-    def _prefill(self, at: Request) -> Tensor:
+    def _prefill(self, at: Request, jump: Callable[[int], bool] | None = None) -> Tensor:
         """Compute the rest of the prompt on absolute chunks; logits of its last token, (1, vocab)."""
         prompt = at.prompt
         whole = self._whole(prompt.size)
-        hidden = self._pass_blocks(at, prompt, at.plan.compute_from, whole)
+        hidden = self._pass_blocks(at, prompt, at.plan.compute_from, whole, jump)
         if whole < prompt.size:
             hidden = self._forward(at.cache, prompt[whole:])
         assert hidden is not None  # a resume point lies below the prompt's last token
         return self._logits(hidden)
 
-    def _pass_blocks(self, at: Request, tokens: Tokens, begin: int, end: int) -> Tensor | None:
-        """Compute the blocks of [begin, end), each as one chunk, and take the states asked for while passing."""
-        hidden = None
-        for edge in range(begin + self.layout.block_tokens, end + 1, self.layout.block_tokens):
-            hidden = self._forward(at.cache, tokens[edge - self.layout.block_tokens : edge])
+    def _pass_blocks(
+        self, at: Request, tokens: Tokens, begin: int, end: int, jump: Callable[[int], bool] | None = None
+    ) -> Tensor | None:
+        """Compute the blocks of [begin, end), each as one chunk, and take the states asked for while passing.
+
+        `jump` is told after each how far it is; True: the request goes on from its plan.
+        """
+        hidden, edge = None, begin
+        while edge < end:
+            began = time.perf_counter()
+            hidden = self._forward(at.cache, tokens[edge : edge + self.layout.block_tokens])
+            self.speed.note(edge, edge + self.layout.block_tokens, time.perf_counter() - began)
+            edge += self.layout.block_tokens
+            if jump is not None and edge < end and jump(edge):
+                edge = at.plan.compute_from
+                continue
             if edge >= at.plan.tokens:  # below it, a replay is still rebuilding the state
                 at.base = self._form.snapshot(at.cache, edge)
                 if edge > at.plan.tokens and edge in at.wanted:
@@ -254,7 +289,8 @@ class Worker:
         if store is None or not store.is_connected:
             return
         if at.handoff is HandoffOutcome.TAKEN:  # what is canonical of it is in the store, if anywhere
-            again = self._begin(transcript, transcript.size, store, at.hints)
+            with store.lookup(transcript, hints=at.hints) as match:
+                again = self._begin(transcript, transcript.size, store, match, at.hints)
             self._pass_blocks(again, transcript, again.plan.compute_from, end)
             self._publish(again, transcript, again.plan.tokens, store)
         elif begin < end:
