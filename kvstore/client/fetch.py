@@ -8,30 +8,25 @@ their bytes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from typing import cast
-
-import numpy as np
 
 from kvstore.client.arena import Slots
-from kvstore.client.buffers import BufferPool, Bytes
-from kvstore.client.fetching import Gone, Load, Receiver, Wanted, batches, coldest
+from kvstore.client.buffers import BufferPool
+from kvstore.client.fetching import Gone, Load, Receiver, Wanted, batches
 from kvstore.client.lineages import Lineages
 from kvstore.client.link import Link, Session
 from kvstore.client.lookups import Lookups, cut_plan, require_store
 from kvstore.client.match import Asked, Blocks, ClientMatch
+from kvstore.client.outcomes import Outcomes
 from kvstore.client.packing import Packing
-from kvstore.client.rows_view import RowsView, StateView
 from kvstore.client.settings import Timeouts
-from kvstore.client.shared import SharedReader, lineage_of
+from kvstore.client.shared import SharedReader
 from kvstore.client.target import target_of
 from kvstore.client.watching import Abandoned, Watch
 from kvstore.client.wish import WHOLE, Wish
 from kvstore.core.errors import HelloAgain, InvalidInput, StoreUnavailable
-from kvstore.core.keys import CHECKSUM_BYTES, BlockKey, Tier
+from kvstore.core.keys import BlockKey, Tier
 from kvstore.core.layout import ModelLayout
-from kvstore.core.lineage import ROOT_LINEAGE
-from kvstore.core.match import COLD_PLAN, Plan, PlanKind
+from kvstore.core.match import PlanKind
 from kvstore.rpc.convert import chain_to_wire
 from kvstore.rpc.generated import kvstore_pb2 as pb
 from kvstore.rpc.limits import MAX_OBJECTS
@@ -59,9 +54,10 @@ class Fetcher:
         *,
         can_replay: bool,
     ) -> None:
-        self._link, self._lookups, self._lineages, self._layout = link, lookups, lineages, layout
+        self._link, self._lookups, self._layout = link, lookups, layout
         self._packings, self._pool, self._timeouts, self._can_replay = packings, pool, timeouts, can_replay
         self.shared = SharedReader(link, packings, pool)
+        self._outcomes = Outcomes(link.counters, lineages, layout, packings, pool)
         self._optional = tuple(index for index, group in enumerate(layout.groups) if group.optional)
 
     def fetch(self, match: ClientMatch, wish: Wish) -> Blocks:
@@ -77,9 +73,9 @@ class Fetcher:
             load = self._new_load(match, wish)
         except OSError:  # no memory to map: then these bytes have no place here
             self._link.counters.add("fetch_no_memory")
-            return self._cold()
+            return self._outcomes.nothing()
         if load is None:
-            return self._cold(wish)
+            return self._outcomes.nothing(wish)
         first_deadline = deadline - (1 - FIRST_TRY_SHARE) * self._timeouts.fetch_seconds
         patience = None if load.is_share else self._lookups.patience(match)  # ranks would give up at different points
         # what is hot is here in no time
@@ -90,7 +86,7 @@ class Fetcher:
         elif self._carry_out(match, load, wish, first_deadline, watch):
             if match.plan.tier is Tier.HOST and load.tier is Tier.HOST and not (load.is_share or wish.verify):
                 self._lookups.host_speed.note(match.plan.load_bytes, self._link.now() - began)
-            return self._blocks(match.plan, load, wish)
+            return self._outcomes.of_load(match.plan, load, wish)
         if watch is not None and watch.gave_up:
             self._link.counters.add("fetch_abandoned")
             match.abandoned = load
@@ -142,7 +138,7 @@ class Fetcher:
                 nbytes = max(load.here - had, 0) * self._layout.rows.nbytes
                 nbytes += sum(state.nbytes for state in load.states.values())
                 self._lookups.host_speed.note(nbytes, self._link.now() - began)
-                return self._blocks(plan, load, wish)
+                return self._outcomes.of_load(plan, load, wish)
         except (StoreUnavailable, OSError):
             pass
         finally:
@@ -272,7 +268,7 @@ class Fetcher:
             # a share of another plan is another part, and rows of two runs could not be told apart in one
             fresh = self._new_load(again, wish) if load.is_share else load
             if fresh is not None and self._carry_out(again, fresh, wish, deadline):
-                return self._blocks(again.plan, fresh, wish)
+                return self._outcomes.of_load(again.plan, fresh, wish)
         except (StoreUnavailable, OSError):
             pass
         finally:
@@ -285,64 +281,23 @@ class Fetcher:
         # Where objects had gone, the rows here may be of two runs; only in a canonical namespace are these the same,
         # and not even there once two that differ were seen.
         if load.is_share or load.saw_foreign or (load.saw_gone and not self._layout.canonical):
-            return self._cold(wish, load)
+            return self._outcomes.nothing(wish, load)
         plan = cut_plan(self._layout, load.here * self._layout.block_tokens, can_replay=self._can_replay)
         load.states.clear()
         if plan is None:
-            return self._cold(wish, load)
+            return self._outcomes.nothing(wish, load)
         load.expected = None
-        return self._blocks(plan, load, wish)
-
-    def _blocks(self, plan: Plan, load: Load, wish: Wish) -> Blocks:
-        blocks = plan.tokens // self._layout.block_tokens
-        first, end = wish.part(blocks)
-        lineage = self._proven(load.hashed.position(blocks), load.lineage(blocks), load.expected)
-        if lineage is None:
-            return self._cold(wish, load)
-        self._link.counters.add("fetched_blocks", end - first)
-        rows = load.target.arrays(end - first)
-        # what lay on disk at the lookup has been promoted since: it came from there all the same
-        tier = coldest((plan.tier, load.tier))
-        return Blocks(plan, rows, *self._states(load.states), tier, lineage, first)
-
-    def _proven(self, position: bytes, own: bytes | None, expected: bytes | None) -> bytes | None:
-        """The rows' lineage, from what is here of them or by the store's word; None where the two differ."""
-        if own is not None and expected is not None and own != expected:
-            self._link.counters.add("fetch_lineage_mismatch")
-            return None
-        if own is not None:
-            self._lineages.note(position, own)
-        return own or expected
-
-    def _states(
-        self, states: Mapping[int, Bytes]
-    ) -> tuple[Mapping[str, Bytes] | None, Mapping[str, Mapping[str, Bytes]]]:
-        """The required state and the optional ones, by component."""
-        seen = {group: StateView(self._packings[group], state) for group, state in states.items()}
-        optional = {self._layout.groups[index].name: seen[index] for index in self._optional if index in seen}
-        required = self._layout.state_group
-        return None if required is None else seen.get(required), optional
+        return self._outcomes.of_load(plan, load, wish)
 
     def _views(self, match: ClientMatch, first: int, end: int, deadline: float) -> Blocks | None:
         """The match's rows where they lie; None where they have to be copied."""
-        plan = match.plan
-        has_states = plan.kind is PlanKind.RESUME and end == plan.tokens // self._layout.block_tokens
+        has_states = match.plan.kind is PlanKind.RESUME and end == match.plan.tokens // self._layout.block_tokens
         try:
             views = self.shared.views(match, first, end, deadline)
             states = {} if views is None or not has_states else self.shared.viewed_states(views)
         except (StoreUnavailable, HelloAgain, OSError):
             return None
-        required = self._layout.state_group if has_states else None
-        if views is None or states is None or (required is not None and required not in states):
-            return None
-        hashed, blocks = require_store(match), plan.tokens // self._layout.block_tokens
-        own = lineage_of(views.contents, blocks) if len(views.contents) >= blocks * CHECKSUM_BYTES else None
-        lineage = self._proven(hashed.position(blocks), own, match.lineage)
-        if lineage is None:
-            return None
-        self._link.counters.add("viewed_blocks", len(views))
-        rows = cast(Mapping[str, Bytes], views.rows())  # sequences of the same arrays
-        return Blocks(plan, rows, *self._states(states), coldest((plan.tier, Tier.HOST)), lineage, first, views)
+        return self._outcomes.of_views(match, views, states, first)
 
     def states_only(self, match: ClientMatch, slots: Slots, deadline: float) -> Blocks | None:
         """The plan's states, and rows that are still to be filled in; None where they are of another run, or gone."""
@@ -350,17 +305,7 @@ class Fetcher:
         nothing = target_of(None, self._packings[0], 0, self._pool)
         load = Load(hashed, nothing, 0, blocks, 0, blocks, match.lineage)
         load.know(0, slots.contents, blocks)
-        return self._blocks(plan, load, Wish()) if self._carry_out(match, load, Wish(), deadline) else None
-
-    def _cold(self, wish: Wish | None = None, load: Load | None = None) -> Blocks:
-        """Nothing, in the shape that was asked for."""
-        if load is not None:
-            rows = load.target.arrays(0)
-        elif wish is not None and wish.into is not None:
-            rows = target_of(wish.into, self._packings[0], 0, self._pool).arrays(0)
-        else:
-            rows = RowsView(self._packings[0], np.empty((0, self._layout.rows.nbytes), np.uint8))
-        return Blocks(COLD_PLAN, rows, None, {}, None, ROOT_LINEAGE)
+        return self._outcomes.of_load(plan, load, Wish()) if self._carry_out(match, load, Wish(), deadline) else None
 
     def _report(self, key: BlockKey) -> None:
         """Tell the store of wrong bytes, so that the second try does not meet them again."""

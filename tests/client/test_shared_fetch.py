@@ -42,6 +42,8 @@ def start(tmp_path):
             "disk.bytes": "256MiB",
         }
         running.append(open_daemon(load_config(None, flags)))
+        host = running[0]._store._kept.host  # what it has no memory for yet would be streamed
+        until(lambda: host.populated == host.region_count)
         return running[0]
 
     yield start

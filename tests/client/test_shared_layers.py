@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 import pytest
-from client_tools import assert_state, sample
+from client_tools import assert_state, sample, until
 from fake_attach import REGION_PAGES, FakeAttach
 
 from kvstore.config import load_config
@@ -41,6 +41,8 @@ def start(tmp_path):
             "disk.bytes": "256MiB",
         }
         running.append(open_daemon(load_config(None, flags)))
+        host = running[0]._store._kept.host  # what it has no memory for yet would be streamed
+        until(lambda: host.populated == host.region_count)
         return running[0]
 
     yield start
