@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from kvstore.client.link import Link, Session
 from kvstore.client.match import ClientMatch
 from kvstore.client.patience import Patience, Progress, should_stop
-from kvstore.core.descriptor import record_bytes
 from kvstore.core.errors import InvalidInput
 from kvstore.core.layout import ModelLayout
 from kvstore.rpc.generated import kvstore_pb2 as pb
@@ -134,10 +133,8 @@ class Watch:
         return self._link.call(self._link.calls.locate, request, self._link.deadline(wait + CALL_SECONDS))
 
     def _count(self, answer: pb.LocateResponse, first: int) -> int:
-        """Blocks that an answer tells of; an object of rows lies in one slot, or its count is not needed here."""
-        if not answer.rows.records:
-            return 0
-        count, rest = divmod(len(answer.rows.records), record_bytes(1))
-        if rest or answer.rows.first_block != first:
+        """Blocks that an answer tells of."""
+        rows = answer.rows
+        if rows.objects and (rows.first_block != first or rows.objects > len(rows.records)):
             raise self._link.failure(InvalidInput("the daemon told of rows that were not asked for"))
-        return count
+        return rows.objects

@@ -12,8 +12,8 @@ from kvstore.rpc.generated import kvstore_pb2 as pb
 from kvstore.rpc.limits import MAX_OBJECTS
 
 
-def descriptors_to_wire(group: int, first_block: int, length: int, records: bytes) -> pb.Descriptors:
-    return pb.Descriptors(group=group, first_block=first_block, length=length, records=records)
+def descriptors_to_wire(group: int, first_block: int, length: int, records: bytes, objects: int) -> pb.Descriptors:
+    return pb.Descriptors(group=group, first_block=first_block, length=length, records=records, objects=objects)
 
 
 def check_descriptors(message: pb.Descriptors, layout: ModelLayout, slots: int) -> int:
@@ -21,8 +21,8 @@ def check_descriptors(message: pb.Descriptors, layout: ModelLayout, slots: int) 
     if message.group >= len(layout.groups) or message.length != layout.groups[message.group].nbytes:
         raise InvalidInput(f"descriptors of group {message.group} with {message.length} bytes are not of this layout")
     count, rest = divmod(len(message.records), record_bytes(slots))
-    if rest:
-        raise InvalidInput(f"descriptors have {len(message.records)} bytes, which is no multiple of one record")
+    if rest or count != message.objects:
+        raise InvalidInput(f"{message.objects} descriptors have {len(message.records)} bytes, which is not theirs")
     return count
 
 

@@ -23,6 +23,7 @@ class Located(NamedTuple):
     first_block: int
     length: int  # raw bytes of each
     records: bytes  # `core/descriptor.py`
+    objects: int
 
 
 class LocatedObjects(NamedTuple):
@@ -131,7 +132,7 @@ def _is_coming(entry: Entry | None) -> bool:
 def _rows(lease: Lease, first_block: int, records: Sequence[bytes]) -> Located | None:
     if not records:
         return None
-    return Located(0, first_block, lease.rows.facts.raw_bytes, b"".join(records))
+    return Located(0, first_block, lease.rows.facts.raw_bytes, b"".join(records), len(records))
 
 
 def _states(states: Sequence[Entry]) -> tuple[Located, ...]:
@@ -140,5 +141,5 @@ def _states(states: Sequence[Entry]) -> tuple[Located, ...]:
         held = state.host
         if held is not None:
             record = held.record(state.facts.content)
-            located.append(Located(state.facts.key.group, state.node.block, state.facts.raw_bytes, record))
+            located.append(Located(state.facts.key.group, state.node.block, state.facts.raw_bytes, record, 1))
     return tuple(located)

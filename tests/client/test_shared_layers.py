@@ -192,7 +192,9 @@ class Filling:
         if is_over:
             self.mark(self.end_word)
         self.layers = min(request.seen_layers + 1, len(DEMO.layers))
-        rows = pb.Descriptors(group=0, first_block=0, length=DEMO.rows.nbytes, records=self.records)
+        rows = pb.Descriptors(
+            group=0, first_block=0, length=DEMO.rows.nbytes, records=self.records, objects=len(self.records) // 28
+        )
         return pb.LocateResponse(rows=rows, is_loading=not is_over, layers=self.layers)
 
 

@@ -43,7 +43,7 @@ def descriptors(group: int, bodies: list[bytes], attach, first_page: int) -> pb.
         os.pwrite(attach.region_fds[0], whole_word(stamp).to_bytes(8, "little"), stamp_offset(REGION_PAGES) + 8 * page)
         records += pack_record((page,), stamp, content_checksum([body]))
     first_block = BLOCKS - 1 if group else 0
-    return pb.Descriptors(group=group, first_block=first_block, length=len(bodies[0]), records=records)
+    return pb.Descriptors(group=group, first_block=first_block, length=len(bodies[0]), records=records, objects=len(bodies))
 
 
 @pytest.fixture
@@ -138,6 +138,7 @@ def test_more_rows_than_the_plan_and_foreign_states_do_no_harm(ask, attach):
 
     def more(answer):
         answer.rows.records += pack_record((50,), 60, bytes(16))
+        answer.rows.objects += 1
         answer.states[0].first_block = 1
 
     client, match, rows = ask(more)

@@ -86,7 +86,7 @@ class Choosing:
     def __init__(self, client, choose):
         self.client, self.choose = client, choose
         self.is_connected = client.is_connected
-        self.fetch, self.put = client.fetch, client.put
+        self.fetch, self.catch_up, self.put = client.fetch, client.catch_up, client.put
 
     def lookup(self, tokens, *, hints):
         match = self.client.lookup(tokens, hints=hints)
@@ -137,7 +137,7 @@ class Late:
 
     def __init__(self, client):
         self.is_connected = True
-        self.client, self.put = client, client.put
+        self.client, self.catch_up, self.put = client, client.catch_up, client.put
 
     def lookup(self, tokens, *, hints):
         return self.client.lookup(tokens[:1], hints=hints)
@@ -198,6 +198,9 @@ class Deadly:
 
     def fetch(self, match):
         return self.at("fetch", self.client.fetch(match))
+
+    def catch_up(self, match, computed_tokens):
+        return self.client.catch_up(match, computed_tokens)
 
     def put(self, *args, **kwargs):
         return self.at("put", self.client.put(*args, **kwargs))

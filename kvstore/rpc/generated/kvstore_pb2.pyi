@@ -791,6 +791,7 @@ class Descriptors(_message.Message):
     FIRST_BLOCK_FIELD_NUMBER: _builtins.int
     LENGTH_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
     group: _builtins.int
     first_block: _builtins.int
     """Number of the first object's block in its chain; the others follow block by block."""
@@ -800,6 +801,8 @@ class Descriptors(_message.Message):
     """One record an object, little-endian: page of each of its slots (u32 each), stamp (u64), content checksum (16 bytes).
     The stamp table of the region says `2 * stamp` at each of these pages while the bytes there are the object's.
     """
+    objects: _builtins.int
+    """How many objects these are."""
     def __init__(
         self,
         *,
@@ -807,10 +810,11 @@ class Descriptors(_message.Message):
         first_block: _builtins.int = ...,
         length: _builtins.int = ...,
         records: _builtins.bytes = ...,
+        objects: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_block", b"first_block", "group", b"group", "length", b"length", "records", b"records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_block", b"first_block", "group", b"group", "length", b"length", "objects", b"objects", "records", b"records"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
