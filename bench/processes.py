@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,10 +52,16 @@ class Daemon:
 
 
 @contextmanager
-def running_daemon(host_bytes: str, disk_bytes: str | None = None, kept: Path | None = None) -> Iterator[Daemon]:
+def running_daemon(
+    host_bytes: str,
+    disk_bytes: str | None = None,
+    kept: Path | None = None,
+    program: Sequence[str] = ("-m", "kvstore.cli.main"),
+) -> Iterator[Daemon]:
     """A daemon on a Unix socket in a temporary folder, its host tier populated; gone at the end.
 
-    With `kept` in that folder, which stays: what its disk tier holds is there for the next daemon.
+    With `kept` in that folder, which stays: what its disk tier holds is there for the next daemon. `program` is what
+    Python runs instead of the command line: a daemon with something of it replaced.
     """
     folder = kept or Path(tempfile.mkdtemp(prefix="kvstore-bench-"))  # short: a socket's path has about 100 bytes
     address, log = f"unix:{folder / 'kvstore.sock'}", folder / "daemon.log"
@@ -64,7 +70,7 @@ def running_daemon(host_bytes: str, disk_bytes: str | None = None, kept: Path | 
         flags += ["--disk", str(folder / "disk"), "--disk-bytes", disk_bytes]
     try:
         with log.open("w") as errors:
-            command = [sys.executable, "-m", "kvstore.cli.main", "serve", *flags]
+            command = [sys.executable, *program, "serve", *flags]
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
         try:
             _first_line(process, log)

@@ -8,6 +8,7 @@ their bytes.
 from __future__ import annotations
 
 import contextlib
+import math
 
 from kvstore.client.arena import Slots
 from kvstore.client.buffers import BufferPool
@@ -32,10 +33,7 @@ from kvstore.rpc.generated import kvstore_pb2 as pb
 from kvstore.rpc.limits import MAX_OBJECTS
 
 FIRST_TRY_SHARE = 0.75  # of fetch_seconds; the rest is for the second try
-# Between two looks whether an abandoned load has come in. A look costs 0.1 ms over a lane, 1 ms over gRPC.
-CATCH_UP_SECONDS = 0.005
-CATCH_UP_SHARE = 0.04  # of the computing time, for looking
-CATCH_UP_LONGEST = 0.04  # seconds; what comes in meanwhile is noticed so much later
+CATCH_UP_SECONDS = 0.005  # at least, between two looks whether an abandoned load has come in
 CATCH_UP_LOADS = 2.0  # it has to pay for twice its price: a deeper point may be there in a moment
 
 
@@ -105,8 +103,9 @@ class Fetcher:
         deadline = self._link.deadline(self._timeouts.fetch_seconds)
         blocks = self._hot(match, load, Wish(), deadline, quicker_than=left)
         done, pause = self._link.now(), CATCH_UP_SECONDS
-        if blocks is None:  # a look that finds nothing costs a few hundredths of the computing that goes on meanwhile
-            pause = max(pause, min((done - now) / CATCH_UP_SHARE, CATCH_UP_LONGEST))
+        if blocks is None:
+            # looking every x seconds costs left / x looks, and notices what came in x / 2 late: the least of both
+            pause = max(pause, math.sqrt(2 * left * (done - now)))
         else:
             self._link.counters.add("fetch_caught_up")
         match.look_at = done + pause

@@ -15,7 +15,7 @@ MAY_BE_NONE = ("ceiling", "ratio", "target")
 LONGEST_SECONDS = 240  # about 5 on an idle machine; a hang must not hold up the tests for ever
 
 
-@pytest.mark.parametrize("name", ["footprint", "throughput", "disk", "index"])
+@pytest.mark.parametrize("name", ["footprint", "throughput", "disk", "index", "load_or_recompute"])
 def test_a_quick_bench_prints_one_object_of_the_agreed_form(name: str):
     run = subprocess.run(
         [sys.executable, BENCH / f"{name}.py", "--quick", "--json"],
