@@ -75,10 +75,13 @@ class Copies:
         cold.reverse()
         cold += [state for state in states if state.host is None]
         actions: list[Action] = []
+        namespace = node.namespace
+        space = self._room.spaces[Tier.HOST]
+        before: Entry | None = None
         for entry in cold:
-            namespace = entry.node.namespace
             count = namespace.slots_needed(entry.facts.key.group)
-            if not entry.is_ready(Tier.DISK) or not self.host_room(namespace, count, entry, actions):
+            has_room = space.room(namespace.name, namespace.slot_pages) >= count
+            if not entry.is_ready(Tier.DISK) or not (has_room or self.host_room(namespace, count, entry, actions)):
                 break
             disk = entry.disk
             assert disk is not None
@@ -87,7 +90,10 @@ class Copies:
             held = Held(CopyStatus.INCOMING, slots, entry.facts.raw_bytes)
             held.flow = self.flow
             self._promoting[held.flow] += held.nbytes
-            self._room.attach(entry, Tier.HOST, held)
+            parent = entry.node.parent
+            stands_on_one = entry.is_rows and before is not None and parent is not None and before is parent.rows
+            self._room.attach_promotion(entry, held, stands_on_one=stands_on_one)
+            before = entry if entry.is_rows else before
             target = (slots, held.stamp, self.flow, layers)
             actions.append(Copy(entry.facts, Tier.DISK, Tier.HOST, disk.slots, disk.nbytes, *target))
         return actions

@@ -58,6 +58,19 @@ class Room:
         self.review(entry)
         self._review_parent(entry)
 
+    def attach_promotion(self, entry: Entry, held: Held, *, stands_on_one: bool) -> None:
+        """A copy that is on its way to the host from the disk, whose copy there is in use.
+
+        As `attach`, for thousands of blocks under the lock: neither copy may go, so there is nothing to rank.
+        `stands_on_one`: the rows below are such a promotion too, and are not offered either.
+        """
+        self._last_stamp += 1
+        held.stamp = self._last_stamp
+        attach_copy(entry, Tier.HOST, held)
+        self._order(Tier.DISK, self.owner(entry, Tier.DISK)).discard(entry.facts.key)
+        if not stands_on_one:
+            self._review_parent(entry)
+
     def review(self, entry: Entry) -> None:
         """Offer the entry's copies to the policy, or take the offer back, after anything about it changed."""
         for tier in TIERS:
