@@ -20,6 +20,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from kvstore.client.forks import tell_of_forks
 from kvstore.core.keys import PAGE_BYTES
 
 Bytes: TypeAlias = NDArray[np.uint8]
@@ -41,6 +42,7 @@ class BufferPool:
         self._free: list[mmap.mmap] = []  # oldest first
         # Finalizers run at any moment, also inside `take` while its lock is held: they only append here.
         self._returned: deque[mmap.mmap] = deque()
+        tell_of_forks(self)
 
     def take(self, nbytes: int) -> Bytes:
         """A page-aligned array of exactly `nbytes` bytes with arbitrary contents. OSError where memory is out."""
@@ -61,6 +63,9 @@ class BufferPool:
         with self._lock:
             self._collect()
             return sum(len(buffer) for buffer in self._free)
+
+    def forked(self) -> None:
+        self._lock = Lock()  # the buffers are private memory: each process has its own copies
 
     def _collect(self) -> None:
         while self._returned:

@@ -3,6 +3,8 @@
 Fail-open: whatever the store does, a worker sees at worst a shorter match within its deadline. Only the caller's own
 bad arguments raise, as InvalidInput. What went wrong is in `counters`, by name.
 
+A client belongs to the process that made it: what a forked child has of it is closed (`forks.py`).
+
 Threads: calls run on the caller's thread and may come from several; puts, releases and probing run on one thread of
 the client's own (`writer.py`).
 """

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
+from kvstore.client.forks import tell_of_forks
 from kvstore.core.errors import InvalidInput, KVStoreError
 from kvstore.rpc.generated import kvstore_pb2 as pb
 from kvstore.rpc.lane import ATTACH, ERROR, LaneAnswer, LaneRequest, receive_answer, send_request
@@ -61,6 +62,7 @@ class Lanes:
         self._opening = 0
         self._is_closed = False
         self.boot_epoch = boot_epoch
+        tell_of_forks(self)
         lane, facts = self._open(deadline)
         self.region_pages = facts.region_pages  # pages of one region, in front of its stamp table
         self._idle.append(lane)
@@ -102,6 +104,13 @@ class Lanes:
                     lane.shutdown(socket.SHUT_RDWR)  # a thread may be reading: it closes its own
             while self._idle:
                 self._drop(self._idle.pop())
+
+    def forked(self) -> None:
+        self._lock = Lock()
+        self._is_closed = True
+        self._idle.clear()
+        while self._all:
+            self._all.pop().close()  # this process's descriptor alone: no shutdown, which the parent would feel
 
     def _ask(self, name: str, request: Message, deadline: float) -> LaneAnswer:
         with self._lane(deadline) as lane:

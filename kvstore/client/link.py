@@ -19,6 +19,7 @@ from kvstore.client.attaching import Attaching
 from kvstore.client.breaker import Breaker
 from kvstore.client.channel import Calls, Method, Unary, open_channel
 from kvstore.client.counters import Counters
+from kvstore.client.forks import tell_of_forks
 from kvstore.client.lanes import LaneRefused, Lanes, NoLane
 from kvstore.client.settings import Timeouts
 from kvstore.core.errors import HelloAgain, InvalidInput, KVStoreError, LayoutMismatch, OtherBootEpoch, StoreUnavailable
@@ -86,6 +87,8 @@ class Link:
         self.attaching = Attaching(self.worker_id, counters, is_wanted=share_memory)
         self._session: Session | None = None
         self._is_closed = False
+        self._is_inherited = False  # from the process that forked this one
+        tell_of_forks(self)
 
     @property
     def is_connected(self) -> bool:
@@ -242,8 +245,13 @@ class Link:
     def close(self) -> None:
         """Ends calls in flight at once."""
         self._is_closed = True
+        if self._is_inherited:
+            return  # the channel is the parent's, and gRPC does nothing good in a forked child
         self.attaching.close()
         self._channel.close()
+
+    def forked(self) -> None:
+        self._is_closed = self._is_inherited = True
 
     def _away(self, error: KVStoreError) -> None:
         self.counters.add("breaker_opened")

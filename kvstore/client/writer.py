@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from threading import Condition, Event, Thread
 
 from kvstore.client.commits import Commits
+from kvstore.client.forks import tell_of_forks
 from kvstore.client.jobs import PutJob
 from kvstore.client.lineages import Lineages
 from kvstore.client.link import Link
@@ -58,6 +59,7 @@ class Writer:
         self._stop_at: float | None = None  # set by close(); the queue may drain until then
         link.on_away = self._notify
         self._thread = Thread(target=self._run, name="kvstore-client", daemon=True)
+        tell_of_forks(self)
 
     def start(self) -> None:
         self._thread.start()
@@ -116,6 +118,9 @@ class Writer:
         self._thread.join(seconds)
         self._link.close()  # calls in flight fail at once
         self._thread.join(1.0)
+
+    def forked(self) -> None:
+        self._wake, self._stop_at = Condition(), 0.0  # the thread is the parent's
 
     def _notify(self) -> None:
         with self._wake:

@@ -19,6 +19,8 @@ from kvstore.client.match import Blocks
 from kvstore.client.settings import Timeouts
 from kvstore.core import presets
 from kvstore.core.layout import Group, ModelLayout
+from kvstore.rpc.generated import admin_pb2 as admin
+from kvstore.rpc.operators import fetch_status
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -31,13 +33,26 @@ PATIENT = Timeouts(connect_seconds=20, lookup_seconds=20, fetch_seconds=30, put_
 class DaemonProcess:
     """`kvstore serve` on one folder, started and killed as often as the test likes."""
 
-    def __init__(self, folder: Path, host_bytes: str, disk_bytes: str, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        host_bytes: str,
+        disk_bytes: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        settings: str = "",
+    ) -> None:
+        """Without `disk_bytes` there is no disk tier; `settings` is TOML."""
         self.address = f"unix:{folder}/kv.sock"
         self.disk = folder / "segments"
         self.log = folder / "daemon.log"
-        self._flags = ["--listen", self.address, "--host-bytes", host_bytes, "--disk", str(self.disk)]
-        self._flags += ["--disk-bytes", disk_bytes]
-        self._environment = {**ENVIRONMENT, **environment}
+        self._flags = ["--listen", self.address, "--host-bytes", host_bytes]
+        if disk_bytes is not None:
+            self._flags += ["--disk", str(self.disk), "--disk-bytes", disk_bytes]
+        if settings:
+            toml = folder / "kvstore.toml"
+            toml.write_text(settings)
+            self._flags += ["--config", str(toml)]
+        self._environment = {**ENVIRONMENT, **(environment or {})}
         self._process: subprocess.Popen[str] | None = None
 
     def spawn(self) -> None:
@@ -61,6 +76,14 @@ class DaemonProcess:
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def status(self) -> admin.StatusResponse:
+        return fetch_status(self.address, 30)
+
     def trouble(self) -> str:
         """What `kvstore status` says is wrong with the disk tier."""
         said = subprocess.run(
@@ -79,10 +102,14 @@ class DaemonProcess:
 
 @contextlib.contextmanager
 def daemon(
-    folder: Path, host_bytes: str, disk_bytes: str, environment: Mapping[str, str] | None = None
+    folder: Path,
+    host_bytes: str,
+    disk_bytes: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    settings: str = "",
 ) -> Iterator[DaemonProcess]:
     folder.chmod(0o700)
-    process = DaemonProcess(folder, host_bytes, disk_bytes, environment or {})
+    process = DaemonProcess(folder, host_bytes, disk_bytes, environment, settings)
     try:
         yield process
     finally:
