@@ -5,62 +5,29 @@ Started as `lease_worker.py ROLE ADDRESS ...`. It says one JSON value a line and
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import select
 import signal
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
 
 import numpy as np
-from crash_tools import LAYOUTS, PATIENT, Document
+from crash_tools import Document
+from lease_clients import DEMO, attached, connected, is_right, say, takes_layers
+from lease_stops import forking, stopped
 
-from kvstore.client import shared, target
 from kvstore.client.client import Client
-from kvstore.client.connect import connect
-from kvstore.client.match import Blocks, ClientMatch
-from kvstore.client.settings import Bounds
+from kvstore.client.match import ClientMatch
 
-CANARY = 0xEE
-DEMO = 1  # which of LAYOUTS: rows of 21 KB, states of 243 KB in a dozen slots
 RECENT = 30  # documents that a reader chooses from: somewhat more than the smallest host tier holds
-
-
-def say(value: object) -> None:
-    print(json.dumps(value), flush=True)
-
-
-def attached(address: str) -> Client:
-    """A client that goes through shared memory, with a staging region as small as will do."""
-    client = connect(
-        address, layout=LAYOUTS[DEMO], timeouts=PATIENT, can_replay=False, bounds=Bounds(staging_bytes=4 << 20)
-    )
-    assert client.is_attached, client.counters
-    return client
-
-
-def is_right(blocks: Blocks, document: Document) -> bool:
-    """Whether every byte is the document's. A document can be resumed at its end alone."""
-    assert blocks.plan.tokens == document.end_tokens
-    rows, state = document.rows(0, document.blocks), document.state()
-    assert blocks.state is not None
-    found = [(blocks.rows[name], array) for name, array in rows.items()]
-    found += [(blocks.state[name], array) for name, array in state.items()]
-    return all(
-        len(here) == len(array) and all(np.array_equal(one, other) for one, other in zip(here, array, strict=True))
-        for here, array in found
-    )
 
 
 # -- leases under fire --------------------------------------------------------------------------
 class Reader:
     """Reads recent documents in every way there is, and sometimes holds on for longer than its lease."""
 
-    WAYS = ("copy", "verify", "views", "released copy", "released views")
+    WAYS = ("copy", "verify", "views", "released copy", "released views", "layers", "released layers")
 
     def __init__(self, client: Client, newest: np.memmap, lease_seconds: float, seed: int) -> None:
         self.seen: Counter[str] = Counter()
@@ -72,17 +39,19 @@ class Reader:
         newest = int(self._newest[0])
         document = Document(DEMO, self._rng.randrange(max(0, newest - RECENT), newest + 1))
         began = time.monotonic()
-        match = self._client.lookup(document.tokens())
+        match = self._client.lookup(document.tokens(), order="layers" if way.endswith("layers") else "blocks")
         if not match.plan.tokens:
             self.seen["absent"] += 1
             return False
         if way.startswith("released"):
             match.release()  # now nothing holds the bytes, and only the stamps tell what became of them
-            time.sleep(self._rng.choice((0.0, 0.0, 0.01, 0.1)))
+            time.sleep(self._rng.choice((0.0, 0.02, 0.2)))
         if past_lease and not way.endswith("views"):
             time.sleep(1.1 * self._lease_seconds)
         if way.endswith("views"):
             self._view(match, document, way, began, past_lease=past_lease)
+        elif way.endswith("layers"):
+            self._layers(match, document, way)
         else:
             self._copy(match, document, way)
         match.release()
@@ -95,6 +64,17 @@ class Reader:
                 return
             assert is_right(blocks, document), f"{way} gave other bytes than {document}"
             self.seen[f"{way}: right"] += 1
+
+    def _layers(self, match: ClientMatch, document: Document, way: str) -> None:
+        """Of copies that are still being filled, half of the time: then only the end tells."""
+        can_abandon = self._rng.random() < 0.5
+        with self._client.fetch(match, order="layers", can_abandon=can_abandon) as blocks:
+            if not blocks.plan.tokens:
+                self.seen[f"{way}: miss"] += 1
+                return
+            is_believed, was_right = takes_layers(blocks, document)
+            assert was_right or (can_abandon and not is_believed), f"{way} gave other bytes than {document}"
+            self.seen[f"{way}: right" if is_believed else f"{way}: abandoned"] += 1
 
     def _view(self, match: ClientMatch, document: Document, way: str, began: float, *, past_lease: bool) -> None:
         with self._client.fetch(match, views=True) as blocks:
@@ -135,101 +115,11 @@ def writer(address: str, newest_file: str) -> None:
             newest[0] = number
 
 
-# -- stopped past the lease ---------------------------------------------------------------------
-def stop() -> None:
-    os.kill(os.getpid(), signal.SIGSTOP)
-
-
-class StoppingCopy:
-    """Stops this process once, between two pieces of a copy out of shared memory; looks at what came after that."""
-
-    def __init__(self, what: str) -> None:
-        self.has_stopped = self.saw_change = self.saw_canary = False
-        if what == "state":
-            self._join = target.join
-            shared.join = self.join  # as `copied_state` calls it
-        else:
-            kind = target.ComponentTarget if what == "into" else target.PackedTarget
-            real = kind.copy
-
-            def copy(self_, row, count, data, offset, spacing):
-                if self.has_stopped or count < 2:
-                    return real(self_, row, count, data, offset, spacing)
-                real(self_, row, 1, data, offset, spacing)
-                nbytes = LAYOUTS[DEMO].rows.nbytes
-                self._stop([np.ndarray((count - 1, nbytes), np.uint8, data, offset + spacing, (spacing, 1))])
-                real(self_, row + 1, count - 1, data, offset + spacing, spacing)
-                self._look([array[row + 1 : row + count] for array in self_.arrays(row + count).values()])
-
-            kind.copy = copy
-
-    def join(self, pieces, whole) -> None:
-        if self.has_stopped:
-            return self._join(pieces, whole)
-        done = sum(map(len, pieces[:3]))
-        self._join(pieces[:3], whole)
-        self._stop(pieces[3:])
-        self._join(pieces[3:], whole[done:])
-        self._look([whole[done:]])
-
-    def _stop(self, still_to_come) -> None:
-        self.has_stopped = True
-        before = [array.copy() for array in still_to_come]
-        stop()
-        self.saw_change = not any(np.array_equal(*pair) for pair in zip(before, still_to_come, strict=True))
-
-    def _look(self, copied) -> None:
-        self.saw_canary = are_canaries(copied)
-
-
-def stopped(address: str, number: str, how: str) -> None:
-    """Stops itself while it holds a match or views, or inside a copy; says what it has when it goes on."""
-    client, document = attached(address), Document(DEMO, int(number))
-    tokens = document.tokens()
-    client.fetch(client.lookup(tokens)).__exit__(None, None, None)  # memory is mapped, buffers are there
-    before = Counter(client.counters)
-    stopping = StoppingCopy(how) if how in ("copy", "verify", "into", "state") else None
-    match = client.lookup(tokens)
-    assert match.plan.tokens == document.end_tokens, client.counters
-    said: dict[str, object] = {}
-    if how == "matched":
-        stop()
-    if how == "views":
-        with client.fetch(match, views=True) as views:
-            assert is_right(views, document) and views.is_valid
-            stop()
-            said["valid"] = views.is_valid
-            said["right"] = is_right(views, document)
-            said["canary"] = are_canaries(block for array in views.rows.values() for block in array)
-            assert views._views is not None
-            views._views._valid_until = float("inf")  # no clock: the stamps alone have to tell
-            said["valid by stamps"] = views.is_valid
-    into = document.rows(0, document.blocks) if how == "into" else None
-    if into is not None:
-        for array in into.values():
-            array[:] = 0
-    blocks = client.fetch(match, into=into, verify=how == "verify")
-    said["found"] = "nothing" if not blocks.plan.tokens else "right" if is_right(blocks, document) else "WRONG"
-    if stopping is not None:
-        assert stopping.has_stopped
-        said |= {"changed": stopping.saw_change, "canary": stopping.saw_canary}
-    said["counters"] = Counter(client.counters) - before
-    say(said)
-
-
-def are_canaries(arrays: Iterable[np.ndarray]) -> bool:
-    """Whether most of the bytes are: a slot may have kept some of its former owner's behind the canary's end."""
-    found = np.concatenate([array.reshape(-1) for array in arrays])
-    return bool((found == CANARY).mean() > 0.5)
-
-
 # -- killed -------------------------------------------------------------------------------------
 def load(address: str, seed: int) -> None:
     """Leases, puts and fetches at random, until it is killed; goes on without a word when the daemon is."""
     rng = random.Random(seed)
-    client = connect(
-        address, layout=LAYOUTS[DEMO], timeouts=PATIENT, can_replay=False, bounds=Bounds(staging_bytes=4 << 20)
-    )
+    client = connected(address)
     held = []
     while True:
         document = Document(DEMO, rng.randrange(200))
@@ -250,9 +140,7 @@ def load(address: str, seed: int) -> None:
 def survivor(address: str, seed: int, facts: np.memmap) -> None:
     """Reads and puts for ever; `facts`: right reads, bytes out of shared memory, wrong reads."""
     rng = random.Random(seed)
-    client = connect(
-        address, layout=LAYOUTS[DEMO], timeouts=PATIENT, can_replay=False, bounds=Bounds(staging_bytes=4 << 20)
-    )
+    client = connected(address)
     while True:
         document = Document(DEMO, rng.randrange(40))
         with client.lookup(document.tokens()) as match, client.fetch(match, verify=rng.random() < 0.5) as blocks:
@@ -289,55 +177,6 @@ def nursery(address: str, facts_file: str) -> None:
             sys.excepthook(*sys.exc_info())
             facts[int(index[0]) if index else -1, 2] += 1  # a worker never fails, whatever the daemon does
         os._exit(1)
-
-
-# -- forking ------------------------------------------------------------------------------------
-def forking(address: str) -> None:
-    """Forks with views, a match and staging in hand; says what became of the child's and of the parent's."""
-    client, document, other = attached(address), Document(DEMO, 4), Document(DEMO, 9)
-    while not client.has_staging:
-        time.sleep(0.01)
-    assert document.put(client) and client.flush(30)
-    tokens = document.tokens()
-    match = client.lookup(tokens)
-    views = client.fetch(match, views=True)
-    assert is_right(views, document) and views.is_valid
-    reading, writing = os.pipe()
-    busy = threading.Thread(target=lambda: [document.read(client) for _ in range(200)])  # forked in the middle of calls
-    busy.start()
-    child = os.fork()
-    if not child:
-        lanes = client._link.attaching.lanes
-        assert lanes is not None
-        said = {
-            "attached": client.is_attached,
-            "connected": client.is_connected,
-            "views valid": views.is_valid,
-            "found": client.lookup(tokens).plan.tokens,
-            "fetched": client.fetch(match).plan.tokens,
-            "viewed": client.fetch(match, views=True).plan.tokens,
-            "put": other.put(client),
-            "flushed": client.flush(5),
-            "pinned": client.pin(tokens, 60) is not None,
-            "handed over": client.put_handoff(tokens, [b"bytes"]),
-            "taken": client.take_handoff(tokens) is not None,
-            "lanes": len(lanes._all),
-        }
-        match.release()
-        client.close()
-        say(said | {"closed": True})
-        os.write(writing, b"x")
-        time.sleep(600)
-    right = 0
-    while right < 20 or not select.select([reading], [], [], 0)[0]:
-        assert document.read(client) == document.end_tokens, client.counters
-        right += 1
-    busy.join()
-    assert other.put(client) and client.flush(30) and other.read(client) == other.end_tokens
-    facts = {"right": right, "attached": client.is_attached, "views valid": views.is_valid}
-    say(facts | {"attaches": client.counters["attaches"]})
-    say(child)
-    time.sleep(600)
 
 
 ROLES = {"reader": reader, "writer": writer, "stopped": stopped, "nursery": nursery, "forking": forking}

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from crash_tools import LAYOUTS, DaemonProcess, Document, client_of, daemon
+from lease_clients import DEMO
+from lease_stops import CANARY
 from lease_tools import until, workers
-from lease_worker import CANARY, DEMO
 
 SETTINGS = "[match]\nlease_seconds = 1\n"
 COPIES = ("copy", "verify", "into", "state")
-WAYS = ("matched", "views", *COPIES)
-NUMBERS = (4, 9, 14, 19, 24, 29)  # documents of seven blocks
+WAYS = ("matched", "views", "layers", *COPIES)
+NUMBERS = (4, 9, 14, 19, 24, 29, 34)  # documents of seven blocks
 FIRST_CANARY = 1000  # a document's number
 HOST_BYTES = 8 << 20
 
@@ -50,7 +51,8 @@ def test_a_reader_stopped_past_its_lease_reports_a_miss_and_never_other_bytes(
         assert said[way]["canary"] or disk_bytes is not None, f"{way}: slots were not used again: nothing was shown"
     views = said["views"]
     assert not (views["right"] or views["valid"] or views["valid by stamps"])
-    for way in ("matched", "views"):
+    assert not (said["layers"]["layers"] or said["layers"]["layers by stamps"])
+    for way in ("matched", "views", "layers"):
         assert said[way]["counters"]["fetch_lease_over"] == 1, way
     for way in COPIES:
         assert said[way]["changed"], f"{way}: slots were not used again: nothing was shown"
