@@ -84,7 +84,8 @@ class Copies:
             if not entry.is_ready(Tier.DISK) or not (has_room or self.host_room(namespace, count, entry, actions)):
                 break
             disk = entry.disk
-            assert disk is not None
+            if disk is None:  # a state whose rows had lost their copy on disk and made the room: it went with them
+                break
             slots = self._room.allocate(entry, Tier.HOST, namespace.name, namespace.slot_pages, count)
             disk.busy += 1
             held = Held(CopyStatus.INCOMING, slots, entry.facts.raw_bytes)

@@ -153,6 +153,22 @@ def test_a_prefetch_promotes_without_a_lease() -> None:
     assert bench.lookup("a", 30).plan.tier is Tier.HOST
 
 
+def test_a_promotion_may_lose_its_object_to_the_room_that_it_needs() -> None:
+    """Rows that lost their copy on disk, as with a segment whose sync failed, are all that may leave the host."""
+    bench = Bench(pages=64, disk=64 * MIB)
+    bench.put("a", 1, states=(0,))
+    bench.put("b", 62, states=(61,))
+    assert bench.tiers("a", 0, 1) == {Tier.DISK} and bench.lookup("b", 62).lease
+    rows = bench.planner.entry(bench.key("a", 0))
+    assert rows is not None
+    bench.do(bench.planner.corrupt(rows.facts.key, rows.facts.generation, Tier.DISK))
+    request = Request(bench.chain("a", 1), 129, Hints(), False, Speeds({}))
+    objects, nbytes, actions = bench.planner.prefetch(NAME, request, bench.now)
+    bench.do(actions)
+    assert (objects, nbytes) == (0, 0) and rows.facts.key in [drop.key for drop in bench.dropped]
+    bench.planner.check()
+
+
 def test_a_corrupt_last_copy_takes_what_stands_on_it_and_nothing_else() -> None:
     bench = Bench()
     bench.put("a", 8, states=(2, 7))
