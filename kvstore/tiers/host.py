@@ -11,6 +11,7 @@ daemon's own mapping was made before and goes on writing.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
@@ -164,9 +165,13 @@ def _touch(memory: mmap.mmap) -> None:
     """Not by `mmap.madvise`, which keeps the interpreter for as long as it takes: 30 ms for a region of 64 MiB."""
     start = ctypes.c_char.from_buffer(memory)
     nbytes = ctypes.c_size_t(len(memory))
-    if _libc.madvise(ctypes.byref(start), nbytes, _MADV_POPULATE_WRITE):  # an older kernel: touched page by page
-        for offset in range(0, len(memory), PAGE_BYTES):
-            memory[offset] = 0
+    if not _libc.madvise(ctypes.byref(start), nbytes, _MADV_POPULATE_WRITE):
+        return
+    error = ctypes.get_errno()
+    if error != errno.EINVAL:  # no memory: a touch would be a SIGBUS
+        raise OSError(error, os.strerror(error))
+    for offset in range(0, len(memory), PAGE_BYTES):  # an older kernel: touched page by page
+        memory[offset] = 0
 
 
 def _seal(fd: int) -> None:

@@ -7,6 +7,8 @@ import fcntl
 import mmap
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -155,6 +157,24 @@ def test_memory_that_is_not_granted_is_a_fault_that_names_the_remedy(monkeypatch
     with pytest.raises(TierFault, match="choose a smaller --host-bytes"):
         tier.populate()
     assert (tier.populated, len(os.listdir("/proc/self/fd"))) == (0, before)
+
+
+def test_memory_that_cannot_be_touched_is_refused_and_no_signal():
+    """In a process of its own: what the kernel has no page for is a SIGBUS when it is written."""
+    touched = """
+import mmap, os
+from kvstore.tiers.host import _touch
+fd = os.memfd_create("region")
+os.ftruncate(fd, 16 * 4096)
+memory = mmap.mmap(fd, 16 * 4096)
+os.ftruncate(fd, 8 * 4096)
+try:
+    _touch(memory)
+except OSError:
+    print("refused")
+"""
+    ended = subprocess.run([sys.executable, "-c", touched], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "refused\n"), ended.stderr
 
 
 def _refuse(fd: int, offset: int, length: int) -> None:
