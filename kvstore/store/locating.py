@@ -82,6 +82,8 @@ class Locating:
             nodes = _path(found.rows.node, first_block)
             here = 0
             while True:
+                while here and not nodes[here - 1].hot:  # went while we waited: hot blocks are closed under prefix
+                    here -= 1
                 while here < len(nodes) and nodes[here].hot:
                     here += 1
                 is_loading = _is_coming(nodes[here].rows) if here < len(nodes) else False

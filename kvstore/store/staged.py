@@ -54,12 +54,14 @@ class StagedPuts:
             for staged, content in zip(objects, contents, strict=True)
         ]
         outcomes: list[PutStatus | None] = [None] * len(objects)
-        for _ in objects:  # room runs out half-way at most once an object
+        while True:  # room runs out half-way at most once an object
             reservation = self._uploads.reserve(namespace_id, chain, specs, lineage, owner, hints)
             wanted = [index for index, status in enumerate(reservation.statuses) if status is ReserveStatus.WANTED]
+            # without a disk, states that made room for the rest are wanted again: that would go round for ever
+            is_further = any(outcomes[index] is None for index in wanted)
             for index in wanted:
                 outcomes[index] = self._copy(reservation.id, index, objects[index].data)
-            if not wanted or ReserveStatus.NO_ROOM not in reservation.statuses:
+            if not is_further or ReserveStatus.NO_ROOM not in reservation.statuses:
                 break
             # what has just been stored must be there before it can leave the host for the rest
             self._uploads.commit(reservation.id, durable=False, deadline=0.0)

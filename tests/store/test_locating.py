@@ -19,6 +19,7 @@ from kvstore.core.index import Namespace
 from kvstore.core.match import Hints
 from kvstore.core.reserve import PutStatus, ReserveStatus
 from kvstore.store.locating import Located, LocatedObjects
+from kvstore.store.promotions import Step
 from kvstore.store.staged import StagedObject
 from kvstore.store.store import Store
 from kvstore.tiers.host import region_file_bytes, stamp_offset
@@ -209,6 +210,42 @@ def test_locate_ends_with_its_time_when_a_copy_does_not_come(tmp_path: Path) -> 
     store.close()
 
 
+def test_rows_that_go_while_locate_waits_are_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Stream(store := Store.open(config(tmp_path / "d")), presets.v4_tiny(), "a", 8).put(store, states=[7], durable=True)
+    store.close()
+    store = Store.open(config(tmp_path / "d"))
+    stream, kept = Stream(store, presets.v4_tiny(), "a", 8), store._kept
+    goes_on, waits = threading.Event(), threading.Event()
+    do, wait = kept.mover._promoter.do, kept.changed.wait
+
+    def held_up(step: Step) -> int:
+        if step.promotion.copy.facts.block >= 4:
+            goes_on.wait(SOON)
+        return do(step)
+
+    def waiting(timeout: float | None = None) -> bool:
+        waits.set()  # under the lock: whoever takes it next finds a waiter
+        return wait(timeout)
+
+    monkeypatch.setattr(kept.mover._promoter, "do", held_up)
+    match = stream.lookup(store)
+    assert store.locate(match.lease or 0, 0, 4, None, time.monotonic() + SOON).rows is not None
+    monkeypatch.setattr(kept.changed, "wait", waiting)
+    told = list[LocatedObjects]()
+    thread = threading.Thread(
+        target=lambda: told.append(store.locate(match.lease or 0, 0, 8, None, time.monotonic() + SOON))
+    )
+    thread.start()
+    assert waits.wait(SOON)
+    store.report(stream.namespace, stream.key(2), "a test takes it away")
+    thread.join(SOON)
+    goes_on.set()
+    assert told and told[0].rows is not None and told[0].rows.objects == 2
+    check(worker(store, stream).read(told[0].rows), [stream.payload(block) for block in range(2)])
+    store.contents()
+    store.close()
+
+
 def test_a_workers_end_ends_its_leases_and_no_others() -> None:
     store = Store.open(config(None))
     stream = Stream(store, presets.v4_tiny(), "a", 4)
@@ -248,6 +285,24 @@ def test_staged_objects_are_stored_as_they_were_copied() -> None:
     staging[0] ^= 1  # another run's bytes
     other = store.put_staged(stream.namespace, stream.chain(), objects, bytes(16), WORKER, Hints())
     assert set(other.statuses) == {ReserveStatus.OTHER_LINEAGE}
+    store.close()
+
+
+def test_a_staged_put_larger_than_the_host_ends_when_no_more_of_it_finds_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a disk its own states make room for its rows, and are wanted again: round after round."""
+    store = Store.open(config(None, host_bytes=MIB))
+    assert store.quiesce(SOON)
+    stream = Stream(store, presets.v4_tiny(), "a", 250)
+    named = [(block, group) for block in range(250) for group in (0, 1)]
+    objects = [StagedObject(block, group, memoryview(stream.payload(block, group))) for block, group in named]
+    rounds, reserve = list[object](), store._uploads.reserve
+    monkeypatch.setattr(store._uploads, "reserve", lambda *asked: (rounds.append(asked), reserve(*asked))[1])
+    outcome = store.put_staged(stream.namespace, stream.chain(), objects, bytes(16), WORKER, Hints())
+    assert {PutStatus.STORED, None} == set(outcome.outcomes) and ReserveStatus.NO_ROOM in outcome.statuses
+    assert len(rounds) < 10
+    durabilities = store.commit(outcome.reservation, True, time.monotonic() + SOON)
+    assert len(durabilities) == len(objects), "the reservation that was named is over"
+    store.contents()
     store.close()
 
 
