@@ -19,6 +19,8 @@ class Tier(Enum):
     DISK = "disk"
     REMOTE = "remote"
 
+    __hash__ = object.__hash__  # members are one of a kind; Enum's own is a Python call, some 170 of them a lookup
+
 
 class BlockKey(NamedTuple):
     """Names one object for ever: what it holds never changes.

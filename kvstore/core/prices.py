@@ -46,6 +46,7 @@ class Prices:
         coming_tokens: int,
     ) -> None:
         self._layout, self._cost, self._speeds, self._prompt_tokens = layout, cost, speeds, prompt_tokens
+        self._block_bytes = layout.rows.nbytes  # a sum over a hundred sections: not for each of 32 points
         self._hot_tokens = hot_tokens
         self._coming_tokens = coming_tokens  # rows up to here are hot, or being promoted
 
@@ -90,7 +91,7 @@ class Prices:
 
         Rows beyond the hot prefix count as cold; where some are hot after a gap this errs on the slow side.
         """
-        block = self._layout.rows.nbytes
+        block = self._block_bytes
         hot = min(tokens, self._hot_tokens) // self._layout.block_tokens * block
         coming = min(tokens, self._coming_tokens) // self._layout.block_tokens * block
         total = tokens // self._layout.block_tokens * block
