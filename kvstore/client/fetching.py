@@ -80,6 +80,11 @@ class Load:
             parent = self.lineages[-1] if self.lineages else ROOT_LINEAGE
             self.lineages.append(child_lineage(parent, contents[start : start + CHECKSUM_BYTES]))
 
+    def cut(self, here: int) -> None:
+        """Forget what came in behind this block."""
+        self.here = min(self.here, here)
+        del self.lineages[self.here :]
+
     def note_tier(self, tier: Tier) -> None:
         self.tier = coldest((self.tier, tier))
 

@@ -49,6 +49,13 @@ def test_a_run_that_jumps_is_the_cold_run(worker, filled, first, later):
     assert not store.disagreements
 
 
+@pytest.mark.parametrize("first", [COLD_PLAN, resume(128), replay(512, 128)])
+def test_nothing_to_jump_to_is_no_jump(worker, filled, first):
+    store, cold = filled
+    store.cut_to, store.caught_up = first, {640: COLD_PLAN}
+    assert worker.run(PROMPT, 3, store).is_same_as(cold)
+
+
 def test_a_worker_says_how_fast_it_prefills_only_where_it_was_asked_to(worker, filled):
     store, _ = filled
     store.cut_to, store.caught_up = None, {}

@@ -192,8 +192,8 @@ class Worker:
             self._load(request, blocks, found)
         return request
 
-    def _load(self, at: Request, blocks: BlocksView, found: Tier | None) -> None:
-        """Go on from fetched blocks; `found`: where the match saw them."""
+    def _load(self, at: Request, blocks: BlocksView, found: Tier | None) -> bool:
+        """Go on from fetched blocks, where there are any: whether there are. `found`: where the match saw them."""
         plan = blocks.plan
         if plan.kind is PlanKind.RESUME and blocks.state is not None:
             at.base = self._form.load(plan.tokens, blocks.rows, blocks.state)
@@ -202,10 +202,11 @@ class Worker:
             at.base = None
             at.cache = self._form.resume(self._form.load_for_replay(plan.compute_from, blocks.rows))
         else:
-            return
+            return False
         at.plan, at.stored_tokens, at.lineage = plan, plan.tokens, blocks.lineage
         at.tier = max((each for each in (found, blocks.tier) if each), key=_COLDER.index, default=None)
         at.taken.clear()  # below what is stored: others have been there
+        return True
 
     def _jump(self, at: Request, store: Store[MatchT], match: MatchT, computed: int) -> bool:
         """Go on from a deeper point, where a load that was given up has brought one in meanwhile."""
@@ -213,8 +214,7 @@ class Worker:
         if blocks is None:
             return False
         with blocks as deeper:
-            self._load(at, deeper, match.plan.tier)
-        return True
+            return self._load(at, deeper, match.plan.tier)
 
     def _taken(self, transcript: Tokens, store: HandoffStore[MatchT], hints: Hints) -> Request | HandoffOutcome:
         """The request as it was left, its next token's logits computed; why not, where it cannot be had."""
