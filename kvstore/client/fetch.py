@@ -97,7 +97,7 @@ class Fetcher:
         """What an abandoned load's promotions have brought in since; None where computing on is quicker."""
         load, now = match.abandoned, self._link.now()
         patience = self._lookups.patience(match)
-        if load is None or patience is None or now < match.look_at:
+        if load is None or load.saw_foreign or patience is None or now < match.look_at:
             return None
         left = patience.fallback.seconds_from(computed_tokens)
         deadline = self._link.deadline(self._timeouts.fetch_seconds)
@@ -116,6 +116,7 @@ class Fetcher:
     ) -> Blocks | None:
         """The best plan of what is in the store's memory by now; None where there is none, or none so quick."""
         again: ClientMatch | None = None
+        had, began_with = load.here, load
         try:
             again = self._lookups.find(match.asked._replace(hot_only=True), deadline)
             plan = again.plan
@@ -132,17 +133,21 @@ class Fetcher:
                 if fresh is None:
                     return None
                 load = fresh
-            began, had = self._link.now(), load.here
+            began, before = self._link.now(), load.here
             if self._carry_out(again, load, wish, deadline):
-                nbytes = max(load.here - had, 0) * self._layout.rows.nbytes
+                nbytes = max(load.here - before, 0) * self._layout.rows.nbytes
                 nbytes += sum(state.nbytes for state in load.states.values())
                 self._lookups.host_speed.note(nbytes, self._link.now() - began)
-                return self._outcomes.of_load(plan, load, wish)
+                blocks = self._outcomes.of_load(plan, load, wish)
+                if blocks.plan.kind is not PlanKind.COLD:
+                    return blocks
+                load.saw_foreign = True
         except (StoreUnavailable, OSError):
             pass
         finally:
             if again is not None:
                 again.release()  # the bytes are copies
+        began_with.cut(had)  # what came in by this lookup may be another run's: only its whole plan would have told
         return None
 
     def _new_load(self, match: ClientMatch, wish: Wish) -> Load | None:
@@ -171,7 +176,7 @@ class Fetcher:
         try:
             session = self._link.session
             if watch is not None:
-                for here in watch.arrivals(session, match, load.here, end, required):
+                for here in watch.arrivals(session, match, load.here, end, required, deadline):
                     self._bring(session, match, load, wish, min(here, end), (), None, deadline)
             self._bring(session, match, load, wish, end, states, required, deadline, watch)
         except Abandoned:
@@ -265,7 +270,12 @@ class Fetcher:
             if again.plan.kind is PlanKind.COLD or require_store(again).root != load.hashed.root:
                 return None
             # a share of another plan is another part, and rows of two runs could not be told apart in one
-            fresh = self._new_load(again, wish) if load.is_share else load
+            fresh: Load | None = load
+            if load.is_share:
+                first, end = wish.part(again.plan.tokens // block_tokens)
+                if end - first > load.room and wish.into is not None:  # of fewer blocks this rank's part may be more
+                    return None
+                fresh = self._new_load(again, wish)
             if fresh is not None and self._carry_out(again, fresh, wish, deadline):
                 return self._outcomes.of_load(again.plan, fresh, wish)
         except (StoreUnavailable, OSError):

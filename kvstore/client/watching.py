@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from kvstore.client.link import Link, Session
 from kvstore.client.match import ClientMatch
 from kvstore.client.patience import Patience, Progress, should_stop
-from kvstore.core.errors import InvalidInput
+from kvstore.core.errors import InvalidInput, StoreUnavailable
 from kvstore.core.layout import ModelLayout
 from kvstore.rpc.generated import kvstore_pb2 as pb
 
@@ -36,18 +36,22 @@ class Watch:
         self._is_all_hot = False  # the states too
 
     def arrivals(
-        self, session: Session, match: ClientMatch, first: int, end: int, required: int | None
+        self, session: Session, match: ClientMatch, first: int, end: int, required: int | None, deadline: float
     ) -> Iterator[int]:
         """Counts of blocks that are in the daemon's memory, growing by parts; ends when nothing more is to come.
 
-        Raises Abandoned, and what a call raises.
+        Raises Abandoned, and what a call raises; StoreUnavailable when the fetch's time is up, which for a worker that
+        computes slowly is long before waiting stops to pay.
         """
         lease = match.lease
         assert lease is not None and lease.id is not None
         told, hot, is_first = first, first, True
         part = max((end - first) // PARTS, 1)
         while True:
-            wait = 0.0 if is_first else self._forecast.look_seconds
+            left = self._link.left(deadline)
+            if left <= 0:
+                raise StoreUnavailable("the fetch's time is up")
+            wait = 0.0 if is_first else min(self._forecast.look_seconds, left)
             answer = self._locate(session, lease.id, lease.boot_epoch, hot, min(part, max(end - hot, 1)), wait)
             news = self._count(answer, hot)
             hot += news

@@ -8,6 +8,7 @@ import threading
 import pytest
 from client_tools import assert_rows, assert_state, sample, until
 
+from kvstore.client.settings import Timeouts
 from kvstore.config import load_config
 from kvstore.core import presets
 from kvstore.core.cost import CostModel
@@ -169,6 +170,40 @@ def test_a_load_is_waited_for_where_computing_takes_longer_or_nobody_said_how_lo
     assert got[0].plan.tokens == BLOCKS * 128 and "fetch_abandoned" not in client.counters
     assert_rows(got[0], rows, BLOCKS)
     assert_state(got[0], states[BLOCKS * 128])
+
+
+def test_a_load_that_is_worth_waiting_for_is_waited_for_until_its_deadline(cold, connect, gate):
+    """A worker that computes for an hour would wait for minutes."""
+    _, (tokens, _, _) = cold
+    client = connect(LAYOUT, worker_flops=SLOW_FLOPS, timeouts=Timeouts(fetch_seconds=0.5))
+    gate.shut(20)
+    with client.lookup(tokens) as match:
+        fetching = threading.Thread(target=client.fetch, args=(match,), daemon=True)
+        fetching.start()
+        fetching.join(60)
+        assert not fetching.is_alive(), "the gate is still shut"
+    assert "fetch_abandoned" not in client.counters and client.is_connected
+
+
+def test_what_another_run_has_brought_in_is_not_caught_up_with(cold, connect, gate):
+    """What was here when the load was given up has been dropped since, and put by somebody else."""
+    daemon, (tokens, rows, _) = cold
+    client, other = connect(LAYOUT, worker_flops=QUICK_FLOPS), connect(LAYOUT)
+    gate.shut(140)
+    with client.lookup(tokens) as match:
+        until(lambda: promoted(daemon) == 140)
+        blocks = client.fetch(match)
+        assert client.counters["fetch_abandoned"] == 1 and blocks.plan.tokens
+        gate.open()
+        until(lambda: daemon.store.status().queued_copies == 0)
+        assert other.report(match, block=0, group=0, reason="wrong")
+        _, theirs, states = sample(LAYOUT, BLOCKS, seed=1, states=(BLOCKS * 128,))
+        assert other.put(tokens, first_block=0, rows=theirs, states=states) and other.flush(60)
+        for _ in range(2):
+            match.look_at = 0.0
+            assert client.catch_up(match, blocks.plan.compute_from) is None
+        assert client.counters["fetch_lineage_mismatch"] == 1 and "fetch_caught_up" not in client.counters
+        assert_rows(blocks, rows, blocks.plan.tokens // 128)
 
 
 def test_a_worker_may_say_how_fast_it_is_at_any_time(cold, connect):
