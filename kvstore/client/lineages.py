@@ -64,6 +64,13 @@ class Lineages:
                 if self._expected[position] <= 0:
                     del self._expected[position]
 
+    def spoil(self, hashes: bytes) -> None:
+        """What was expected there will never be noted: what another run leaves there is not what stands on it."""
+        with self._lock:
+            for position in positions(hashes):
+                self._known.pop(position, None)
+                self._known[position] = None
+
     def under(self, position: bytes, root: bytes) -> bytes | Parent:
         """Lineage of the rows up to `position`, where it is known for certain."""
         if position == root:

@@ -54,8 +54,7 @@ class Uploads:
                 lineage = waiting[0].lineage or self._lineages.certain(waiting[0].chain.parent)
                 if lineage is None:
                     self._link.counters.add("puts_unknown_parent")
-                    self._stored.failed()
-                    self._end(waiting.popleft())
+                    self._drop(waiting.popleft())
                     continue
                 first = replace(waiting[0], lineage=lineage)
                 if self._is_staged(first):
@@ -72,8 +71,13 @@ class Uploads:
                 self._end(waiting.popleft())
         finally:
             for job in waiting:  # a fault of ours: its room is needed all the same
-                self._stored.failed()
-                self._end(job)
+                self._drop(job)
+
+    def _drop(self, job: PutJob) -> None:
+        """It goes nowhere, and its lineage stays unknown: so does that of puts that stand on it."""
+        self._lineages.spoil(job.chain.hashes)
+        self._stored.failed()
+        self._end(job)
 
     def _end(self, job: PutJob) -> None:
         """Nothing of it is used any more."""

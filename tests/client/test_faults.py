@@ -12,8 +12,9 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
+import numpy as np
 import pytest
 from client_tools import assert_rows, assert_state, sample, until
 from fake_store import FakeStore, serve
@@ -231,6 +232,50 @@ def test_rows_of_two_runs_are_never_joined(fake, connect):
     blocks = client.fetch(client.lookup(tokens))
     assert blocks.plan.kind is PlanKind.COLD
     assert client.counters["fetch_lineage_mismatch"] > 0
+
+
+def test_a_put_whose_base_was_dropped_does_not_stand_on_what_another_run_has_there(fake, connect):
+    """Three queued puts of one run; the second loses its base, and another run's rows lie where it would have been."""
+    layout = presets.v4_tiny()
+    tokens, theirs, states = sample(layout, 6, seed=1)
+    own, step = sample(layout, 6, seed=2)[1], layout.block_tokens
+    other, client = connect(layout), connect(layout)
+    first = {name: array[:4] for name, array in theirs.items()}
+    assert other.put(tokens, first_block=0, rows=first, states={4 * step: states[4 * step], 2 * step: states[2 * step]})
+    assert other.flush(20) and len(fake.lineages) == 4
+    go, layout_of = Event(), fake._layout
+
+    def held(request, context):
+        assert not hasattr(request, "objects") or go.wait(20)  # a Reserve
+        return layout_of(request, context)
+
+    fake._layout = held
+    for block in (0, 2, 4):
+        part = {name: array[block : block + 2] for name, array in own.items()}
+        assert client.put(tokens, first_block=block, rows=part)
+    for blocks in (2, 4):
+        with client.lookup(tokens[: blocks * step + 1]) as match, client.fetch(match) as fetched:
+            assert fetched.plan.tokens == blocks * step
+    go.set()
+    assert not client.flush(20) and client.counters["puts_unknown_parent"] == 2
+    assert len(fake.lineages) == 4, "nothing was stored on rows that it was not computed on"
+
+
+def test_a_share_that_grows_as_the_plan_shrinks_is_a_miss(fake, connect):
+    """Of 8 blocks the third of five ranks has one, of 7 it has two: more than the caller's arrays take."""
+    client, tokens, rows, _ = filled(connect, blocks=9)
+    with client.lookup(tokens) as match:
+        point = next(point for point in match.resume_points if point.tokens == 8 * client.layout.block_tokens)
+        agreed = match.with_plan(point)  # with the other ranks
+        fake.vanish.update(keys_of(match, [7, 8], 1))
+        for key in fake.vanish:
+            fake.objects.pop(key)
+        into = {name: np.empty_like(array[:1]) for name, array in rows.items()}
+        blocks = client.fetch(agreed, into, share=(2, 5))
+        assert blocks.plan.kind is PlanKind.COLD and client.counters["fetch_second_tries"] == 1
+        blocks = client.fetch(agreed, share=(2, 5))
+        assert blocks.plan.tokens == 7 * client.layout.block_tokens and blocks.first_block == 2
+        np.testing.assert_equal(dict(blocks.rows), {name: array[2:4] for name, array in rows.items()})
 
 
 def test_a_state_of_another_run_is_not_joined_to_the_rows(fake, connect):

@@ -46,6 +46,17 @@ def test_the_book_is_bounded_and_forgets_the_least_used():
     assert book.under(ONE, ROOT) == LEFT and book.under(TWO, ROOT) is Parent.UNKNOWN
 
 
+def test_what_was_expected_and_never_came_is_nobodys():
+    book = Lineages(10)
+    book.expect(ONE)
+    book.note(ONE, RIGHT)  # another run's, loaded meanwhile
+    book.spoil(ONE)
+    book.settle(ONE)
+    assert book.under(ONE, ROOT) is Parent.UNKNOWN and book.certain(ONE) is None
+    book.note(ONE, RIGHT)
+    assert book.certain(ONE) is None
+
+
 def test_a_queued_put_is_expected_until_it_is_settled():
     book = Lineages(10)
     book.expect(ONE + TWO)
