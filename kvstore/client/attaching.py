@@ -27,7 +27,7 @@ class Attaching:
 
     def __init__(self, worker_id: bytes, counters: Counters, *, is_wanted: bool = True) -> None:
         self._worker_id, self._counters, self._is_wanted = worker_id, counters, is_wanted
-        self._lock = Lock()  # held for one try: other threads wait for its outcome instead of trying too
+        self._lock = Lock()  # held for one try: other threads wait a moment for its outcome instead of trying too
         self._lanes: Lanes | None = None
         self._path, self._boot_epoch = "", 0  # where to try again; no path: nowhere
         self._again_at = 0.0  # on time.monotonic; no try before
@@ -61,12 +61,16 @@ class Attaching:
             return lanes
         if not self._path or time.monotonic() < self._again_at:
             return None
-        with self._lock:
+        if not self._lock.acquire(timeout=min(seconds, AGAIN_LONGEST_SECONDS)):
+            return None  # another thread is trying, for as long as its own call may take
+        try:
             if self._lanes is lanes and time.monotonic() >= self._again_at:  # else another thread has just tried
                 self._end()
                 if self._path:
                     self._try(min(seconds, AGAIN_LONGEST_SECONDS) if self._again_at else seconds)
             return self._lanes
+        finally:
+            self._lock.release()
 
     def close(self) -> None:
         with self._lock:

@@ -99,6 +99,7 @@ def receive_answer(lane: socket.socket, deadline: float) -> LaneAnswer:
     fd = fds[0] if fds else None
     try:
         while len(head) < _ANSWER.size:
+            _set_timeout(lane, deadline)
             more = lane.recv(_ANSWER.size - len(head))
             if not more:
                 raise ConnectionResetError("the daemon closed the attach socket")

@@ -11,12 +11,14 @@ from client_tools import sample, until
 from fake_attach import FakeAttach, error
 
 from kvstore.client import attaching
+from kvstore.client.counters import Counters
 from kvstore.client.lanes import MAX_LANES, LaneRefused, Lanes, NoLane
 from kvstore.client.settings import Timeouts
 from kvstore.core.errors import InvalidInput, LayoutMismatch, OtherBootEpoch, StoreUnavailable
 from kvstore.core.match import PlanKind, SessionEvent
+from kvstore.rpc import lane as lane_framing
 from kvstore.rpc.generated import kvstore_pb2 as pb
-from kvstore.rpc.lane import OK, REGION, LaneAnswer
+from kvstore.rpc.lane import OK, REGION, LaneAnswer, receive_answer
 
 WORKER = bytes(16)
 
@@ -101,6 +103,44 @@ def test_a_late_answer_closes_its_lane_and_never_answers_another_call(attach):
     assert lanes.is_alive and len(lanes._all) == 1
     lanes.close()
     assert not lanes.is_alive
+
+
+def test_an_answer_that_comes_byte_by_byte_has_no_longer_than_any_other(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(lane_framing.time, "monotonic", lambda: now[0])
+
+    class Dribbling:
+        def settimeout(self, seconds):
+            assert seconds > 0
+
+        def recvmsg(self, *_):
+            return self.recv(1), [], 0, None
+
+        def recv(self, _):
+            now[0] += 0.4
+            return bytes(1)
+
+    with pytest.raises(TimeoutError):
+        receive_answer(Dribbling(), 1.0)
+    assert now[0] < 1.3
+
+
+def test_a_call_does_not_wait_for_another_calls_long_try_to_attach(attach, monkeypatch):
+    monkeypatch.setattr(attaching, "LONGEST_SECONDS", 20.0)
+    one = attaching.Attaching(WORKER, Counters())
+    one.said_hello(attach.path, attach.epoch, 20.0)
+    assert one.is_attached
+    attach.silent_on.add("Attach")
+    attach.hang_up()
+    until(lambda: not one.is_attached)
+    seen = attach.seen["Attach"]
+    trying = threading.Thread(target=one.usable, args=(20.0,))
+    trying.start()
+    until(lambda: attach.seen["Attach"] > seen)
+    assert one.usable(0.05) is None and trying.is_alive()
+    attach.hang_up()  # ends the try
+    trying.join(20)
+    one.close()
 
 
 def test_a_lane_that_broke_unseen_is_not_used(attach):
