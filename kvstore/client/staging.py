@@ -12,6 +12,7 @@ touches the region before any put may use it; and extents begin at pages, as the
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 from bisect import bisect
@@ -69,11 +70,15 @@ class Staging:
     """One region. `take` and `give_back` from any thread, the rest from the writer's."""
 
     def __init__(self, fd: int, nbytes: int) -> None:
-        """Maps `fd`, which stays the caller's. Raises OSError, and InvalidInput where there is less than was said."""
+        """Maps `fd`, which stays the caller's. Raises OSError, and InvalidInput where less is there than was said, or
+        could be."""
         pages = nbytes // PAGE_BYTES
         facts = os.fstat(fd)
-        if not pages or facts.st_size < pages * PAGE_BYTES:  # touching what is not there is a SIGBUS
-            raise InvalidInput(f"a staging region of {nbytes} bytes in {facts.st_size} bytes of memory")
+        is_sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
+        if not pages or facts.st_size < pages * PAGE_BYTES or not is_sealed:  # what is not there is a SIGBUS
+            raise InvalidInput(
+                f"a staging region of {nbytes} bytes in {facts.st_size}, or not sealed against shrinking"
+            )
         self.identity = (facts.st_dev, facts.st_ino)  # of the memory, however often it is handed out
         self.nbytes = pages * PAGE_BYTES
         self._memory = mmap.mmap(fd, self.nbytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import signal
@@ -298,8 +299,9 @@ def test_a_refused_commit_is_streamed_and_memory_once_given_up_is_not_used_again
 ):
     monkeypatch.setattr(commits, "ASK_AGAIN_SECONDS", 0.0)
     attach = FakeAttach(f"{tmp_path}/kv.sock.attach")
-    memory = os.memfd_create("staging")
+    memory = os.memfd_create("staging", os.MFD_ALLOW_SEALING)
     os.truncate(memory, 64 * PAGE_BYTES)
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     staging = pb.StagingResponse(nbytes=64 * PAGE_BYTES).SerializeToString()
     attach.handlers["Staging"] = lambda body: LaneAnswer(OK, staging, memory)
     attach.handlers["Commit"] = lambda body: (

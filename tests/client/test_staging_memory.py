@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 
@@ -54,12 +55,23 @@ def memory():
     fds = []
 
     def memory(nbytes: int) -> int:
-        fds.append(os.memfd_create("staging"))
+        fds.append(os.memfd_create("staging", os.MFD_ALLOW_SEALING))
         os.truncate(fds[-1], nbytes)
+        fcntl.fcntl(fds[-1], fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         return fds[-1]
 
     yield memory
     for fd in fds:
+        os.close(fd)
+
+
+def test_memory_that_could_shrink_under_a_put_is_refused():
+    fd = os.memfd_create("staging", os.MFD_ALLOW_SEALING)
+    os.truncate(fd, PAGE_BYTES)
+    try:
+        with pytest.raises(InvalidInput, match="sealed"):
+            Staging(fd, PAGE_BYTES)
+    finally:
         os.close(fd)
 
 
