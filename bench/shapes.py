@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections import defaultdict
 
 import numpy as np
@@ -48,6 +49,18 @@ def aligned_bytes(nbytes: int) -> NDArray[np.uint8]:
     memory = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE)
     whole = np.frombuffer(memory, np.uint8)
+    whole[:] = 0
+    return whole[:nbytes]
+
+
+def shared_bytes(nbytes: int) -> NDArray[np.uint8]:
+    """Memory as the daemon's is: a memfd, mapped shared, touched; in huge pages only where the machine grants them."""
+    fd = os.memfd_create("bench")
+    try:
+        os.posix_fallocate(fd, 0, max(nbytes, 1))
+        whole = np.frombuffer(mmap.mmap(fd, max(nbytes, 1)), np.uint8)
+    finally:
+        os.close(fd)
     whole[:] = 0
     return whole[:nbytes]
 

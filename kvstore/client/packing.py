@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from kvstore.client.buffers import Bytes
 from kvstore.core.errors import InvalidInput
@@ -60,7 +61,7 @@ class Packing:
             check_array(arrays[name], shape, f"component {name!r} of {what}")
 
     def pack(self, arrays: Mapping[str, Bytes], objects: Bytes) -> None:
-        """Copy checked rows arrays into `objects`, contiguous, shape (blocks, object bytes or more: the rest stays)."""
+        """Copy checked rows arrays into `objects`, shape (blocks, object bytes or more: the rest stays)."""
         for name in self.components:
             for run, view in self._views(name, objects):
                 view[...] = arrays[name][:, run.first : run.first + run.layers]
@@ -80,7 +81,15 @@ class Packing:
             array[:, run.first : run.first + run.layers] = view
 
     def _views(self, name: str, objects: Bytes) -> Iterator[tuple[Run, Bytes]]:
-        return self.sections(name, objects, 0, objects.shape[1], len(objects))
+        """Views of one component in objects of any spacing."""
+        component = self.components[name]
+        for run in component.runs:
+            shape = (len(objects), run.layers, component.section_bytes)
+            if not len(objects):
+                yield run, np.empty(shape, np.uint8)
+                continue
+            assert objects.shape[1] >= self.object_bytes and objects.strides[1] == 1
+            yield run, as_strided(objects[:, run.offset :], shape, (objects.strides[0], run.stride, 1))
 
     def sections(self, name: str, buffer: Bytes, offset: int, spacing: int, blocks: int) -> Iterator[tuple[Run, Bytes]]:
         """Views of one component in objects that start at `offset` in a flat buffer and then every `spacing` bytes,

@@ -18,7 +18,7 @@ from time import perf_counter
 
 FREEZE_ENTRIES = 4096  # new ones between two freezes; a collection over them takes about 4 ms
 COLLECT_AFTER = 10  # collections of middle-aged objects: Python's own threshold
-MOST_COLLECTED = 8192  # above it, of entries that came between two ticks, no collection before the freeze: it would take 10 ms
+MOST_COLLECTED = 8192  # above it, of entries since the last tick, no collection before the freeze: it takes 10 ms
 NO_FULL_COLLECTIONS = 1 << 30  # of the collector's own: it would start one in the middle of a burst of puts
 
 

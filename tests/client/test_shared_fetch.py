@@ -81,6 +81,7 @@ def wishes(layout):
         "components": {"into": into_components(layout, BLOCKS)},
         "strided": {"into": strided, "verify": True},
         "packed": {"into": np.zeros((BLOCKS + 2, layout.rows.nbytes), np.uint8)},
+        "spaced": {"into": np.zeros((BLOCKS, layout.rows.nbytes + 96), np.uint8)[:, : layout.rows.nbytes]},
         "verified": {"verify": True},
         "verified components": {"into": into_components(layout, BLOCKS), "verify": True},
         "views": {"views": True},
@@ -310,7 +311,8 @@ def test_after_a_restart_it_attaches_again_by_itself(start, connect):
         {"share": (0.5, 2)},
         {"views": True, "into": np.zeros((BLOCKS, presets.v4_tiny().rows.nbytes), np.uint8)},
         {"into": np.zeros((BLOCKS - 1, presets.v4_tiny().rows.nbytes), np.uint8)},
-        {"into": np.zeros((BLOCKS, presets.v4_tiny().rows.nbytes + 1), np.uint8)[:, :-1]},
+        {"into": np.zeros((presets.v4_tiny().rows.nbytes, BLOCKS), np.uint8).T},  # no object in one piece
+        {"into": np.zeros((BLOCKS, 2 * presets.v4_tiny().rows.nbytes), np.uint8)[:, ::2]},
         {"into": np.zeros((BLOCKS, 7), np.uint8)},
     ],
 )

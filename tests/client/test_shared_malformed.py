@@ -43,7 +43,8 @@ def descriptors(group: int, bodies: list[bytes], attach, first_page: int) -> pb.
         os.pwrite(attach.region_fds[0], whole_word(stamp).to_bytes(8, "little"), stamp_offset(REGION_PAGES) + 8 * page)
         records += pack_record((page,), stamp, content_checksum([body]))
     first_block = BLOCKS - 1 if group else 0
-    return pb.Descriptors(group=group, first_block=first_block, length=len(bodies[0]), records=records, objects=len(bodies))
+    length, count = len(bodies[0]), len(bodies)
+    return pb.Descriptors(group=group, first_block=first_block, length=length, records=records, objects=count)
 
 
 @pytest.fixture
