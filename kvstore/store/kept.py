@@ -75,17 +75,29 @@ class Kept:
     def run(self, actions: Sequence[Action]) -> None:
         """Hand actions over; called under the lock. What cannot be queued has failed."""
         waiting = deque(actions)
-        while waiting:
+        promotions: list[Copy] = []
+        while waiting or promotions:
+            if not waiting:  # all at once, and after the drops: their slots are marked then
+                refused = promotions[self.mover.promote(promotions) :]
+                promotions = []
+                for copy in refused:
+                    waiting += self._refused(copy)
+                continue
             action = waiting.popleft()
             if isinstance(action, Drop) and action.tier is Tier.HOST:
                 self.host.mark(action.slots, EMPTY)  # before anybody can write there
-                continue
-            if self.mover.submit(action):
-                continue
-            self.counters["shed_copies"] += 1
-            if isinstance(action, Copy):
-                facts = action.facts
-                waiting += self.planner.failed(facts.key, facts.generation, action.target, self.clock())
+            elif isinstance(action, Copy) and action.target is Tier.HOST:
+                promotions.append(action)
+            elif not self.mover.submit(action):
+                waiting += self._refused(action)
+
+    def _refused(self, action: Action) -> Sequence[Action]:
+        """An action that the mover has no room for."""
+        self.counters["shed_copies"] += 1
+        if isinstance(action, Drop):
+            return ()
+        facts = action.facts
+        return self.planner.failed(facts.key, facts.generation, action.target, self.clock())
 
     def arrived_on_host(self, facts: Facts) -> None:
         """A copy on the host is complete and verified: say so in the stamp table, then to the planner. Locked."""

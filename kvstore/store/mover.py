@@ -15,7 +15,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from kvstore.codec.lossless import Codec
 from kvstore.core.actions import Copy, Drop
@@ -92,20 +92,23 @@ class Mover:
         return self._promotions.layers_done(flow)
 
     def submit(self, action: Copy | Drop) -> bool:
-        """Take an action over. False where the queue is full: the copy is not made. Called under the store's lock."""
+        """Take an action on the disk over; False where the queue is full. Called under the store's lock."""
         with self._count:
             self._pending += 1
-        is_taken = True
-        if isinstance(action, Copy) and action.target is Tier.HOST:
-            is_taken = self._promotions.put(action)
-        else:
-            try:
-                self._writes.put_nowait(action)
-            except queue.Full:
-                is_taken = False
-        if not is_taken:
+        try:
+            self._writes.put_nowait(action)
+        except queue.Full:
             self._done(1)
-        return is_taken
+            return False
+        return True
+
+    def promote(self, copies: Sequence[Copy]) -> int:
+        """Take copies to the host over; how many of the first ones there was room for. Under the store's lock."""
+        with self._count:
+            self._pending += len(copies)
+        taken = self._promotions.put_all(copies)
+        self._done(len(copies) - taken)
+        return taken
 
     def close(self, drain_seconds: float) -> bool:
         """Let queued work end, for a bounded time, and end the threads. True if nothing was left undone."""
