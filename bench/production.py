@@ -57,12 +57,16 @@ def report(bench: Bench, answers: list[Answer], before: Usage, after: Usage) -> 
     def joined(name: str) -> list[float]:
         return sorted(value for answer in answers for value in answer[name])
 
+    for answer in answers:
+        pairs = zip(answer["lookup"], answer["hashing"], strict=True)
+        answer["asking"] = [whole - hashing for whole, hashing in pairs]
     turns, wall = len(joined("lookup")), after.at - before.at
     most = Against.VALUE_AT_MOST
     bench.row("turns a second, started", turns / wall, "1/s", runs=turns)
     bench.row("prompt tokens found", 100 * statistics.mean(joined("reuse")), "%", runs=turns)
     for name, what in (
-        ("lookup", "lookup, hashing included"), ("hashing", "hashing in it"), ("fetch", "fetch of 95 %"),
+        ("lookup", "lookup, hashing included"), ("hashing", "hashing in it"), ("asking", "lookup without it"),
+        ("fetch", "fetch of 95 %"),
         ("late", "from due to fetched"),
     ):  # fmt: skip
         values = joined(name)
