@@ -233,8 +233,10 @@ class Prefix:
     def _run(self, copies: Sequence[Copy]) -> float:
         self._reports.expect(len(copies))
         self._started = time.perf_counter()
-        for copy in copies:
-            assert self._mover.submit(copy)
+        if copies[0].target is Tier.HOST:
+            assert self._mover.promote(copies) == len(copies)
+        else:
+            assert all(self._mover.submit(copy) for copy in copies)
         assert self._reports.is_done.wait(WAIT_SECONDS)
         took = time.perf_counter() - self._started
         assert not self._reports.failed, f"{self._reports.failed} copies failed"

@@ -33,9 +33,10 @@ def collect(bench: Bench) -> None:
         for name, part in (("shared", shared), ("crowd", crowd), ("streams", streaming), ("lookups", lookups)):
             if name in parts:
                 part(bench, daemon)
-    if "cold" in parts:
+    is_core = bench.is_quick and not bench.options.only  # without the parts that have daemons of their own
+    if "cold" in parts and not is_core:
         cold(bench)
-    if "attach" in parts:
+    if "attach" in parts and not is_core:
         attaching(bench)
     if "million" in parts and not bench.is_quick and not bench.options.skip_million:
         with running_daemon("1GiB", "6GiB") as daemon:
