@@ -287,9 +287,9 @@ class Fetcher:
 
     def _what_is_here(self, load: Load, wish: Wish) -> Blocks:
         """The deepest point that the rows here allow by themselves."""
-        # Where objects had gone, the rows here may be of two runs; only in a canonical namespace are these the same,
-        # and not even there once two that differ were seen.
-        if load.is_share or load.saw_foreign or (load.saw_gone and not self._layout.canonical):
+        # The lineage of a part of the plan is nobody's word: rows that went and came back while it was loaded may be of
+        # two runs. Only in a canonical namespace are these the same, and not even there once two that differ were seen.
+        if load.is_share or load.saw_foreign or not self._layout.canonical:
             return self._outcomes.nothing(wish, load)
         plan = cut_plan(self._layout, load.here * self._layout.block_tokens, can_replay=self._can_replay)
         load.states.clear()
