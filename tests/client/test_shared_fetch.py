@@ -9,12 +9,10 @@ import pytest
 from client_tools import arrays_of, assert_rows, assert_state, sample, until
 
 import kvstore
-from kvstore.config import load_config
 from kvstore.core import presets
 from kvstore.core.errors import InvalidInput
 from kvstore.core.keys import Tier
 from kvstore.core.match import PlanKind
-from kvstore.daemon.opening import open_daemon
 
 LAYOUTS = {
     "tiny": presets.v4_tiny(),
@@ -27,28 +25,16 @@ BLOCKS = 7
 
 
 @pytest.fixture
-def start(tmp_path):
-    """Starts a daemon in this process on the test's folder; stops it at the end. Call again for a restart."""
-    tmp_path.chmod(0o700)
-    running = []
+def start(start):
+    """As in conftest; ready when all host memory is there, since what gets no room would be streamed."""
 
-    def start(host_bytes="64MiB"):
-        while running:
-            running.pop().stop(5.0)
-        flags = {
-            "listen": f"unix:{tmp_path}/kv.sock",
-            "host.bytes": host_bytes,
-            "disk.folder": str(tmp_path / "disk"),
-            "disk.bytes": "256MiB",
-        }
-        running.append(open_daemon(load_config(None, flags)))
-        host = running[0]._store._kept.host  # what it has no memory for yet would be streamed
+    def start_whole(host_bytes="64MiB"):
+        daemon = start(host_bytes)
+        host = daemon._store._kept.host
         until(lambda: host.populated == host.region_count)
-        return running[0]
+        return daemon
 
-    yield start
-    while running:
-        running.pop().stop(5.0)
+    return start_whole
 
 
 def put(client, blocks=BLOCKS, seed=0):

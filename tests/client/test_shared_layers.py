@@ -10,14 +10,12 @@ import pytest
 from client_tools import assert_state, sample, until
 from fake_attach import REGION_PAGES, FakeAttach
 
-from kvstore.config import load_config
 from kvstore.core import presets
 from kvstore.core.checksum import content_checksum
 from kvstore.core.descriptor import filling_word, pack_record, whole_word
 from kvstore.core.errors import InvalidInput
 from kvstore.core.keys import PAGE_BYTES, Tier
 from kvstore.core.match import PlanKind
-from kvstore.daemon.opening import open_daemon
 from kvstore.rpc.generated import kvstore_pb2 as pb
 from kvstore.tiers.host import stamp_offset
 
@@ -27,27 +25,16 @@ BLOCKS = 24
 
 
 @pytest.fixture
-def start(tmp_path):
-    tmp_path.chmod(0o700)
-    running = []
+def start(start):
+    """As in conftest; ready when all host memory is there, since what gets no room would be streamed."""
 
-    def start(host_bytes="64MiB"):
-        while running:
-            running.pop().stop(5.0)
-        flags = {
-            "listen": f"unix:{tmp_path}/kv.sock",
-            "host.bytes": host_bytes,
-            "disk.folder": str(tmp_path / "disk"),
-            "disk.bytes": "256MiB",
-        }
-        running.append(open_daemon(load_config(None, flags)))
-        host = running[0]._store._kept.host  # what it has no memory for yet would be streamed
+    def start_whole(host_bytes="64MiB"):
+        daemon = start(host_bytes)
+        host = daemon._store._kept.host
         until(lambda: host.populated == host.region_count)
-        return running[0]
+        return daemon
 
-    yield start
-    while running:
-        running.pop().stop(5.0)
+    return start_whole
 
 
 def put(client, blocks=BLOCKS):
