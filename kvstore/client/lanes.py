@@ -59,7 +59,7 @@ class Lanes:
         self._lock = Lock()
         self._idle: list[socket.socket] = []
         self._all: set[socket.socket] = set()
-        self._opening = 0
+        self._opening: set[socket.socket] = set()
         self._is_closed = False
         self.boot_epoch = boot_epoch
         tell_of_forks(self)
@@ -99,7 +99,7 @@ class Lanes:
         """Ends calls in flight at once. May be called twice."""
         with self._lock:
             self._is_closed = True
-            for lane in self._all:
+            for lane in self._all | self._opening:
                 with contextlib.suppress(OSError):  # already gone
                     lane.shutdown(socket.SHUT_RDWR)  # a thread may be reading: it closes its own
             while self._idle:
@@ -109,6 +109,8 @@ class Lanes:
         self._lock = Lock()
         self._is_closed = True
         self._idle.clear()
+        self._all |= self._opening
+        self._opening.clear()
         while self._all:
             self._all.pop().close()  # this process's descriptor alone: no shutdown, which the parent would feel
 
@@ -154,14 +156,14 @@ class Lanes:
                 self._drop(lane)  # the daemon hung up while nobody looked: nothing has been sent
             if self._is_closed or not self._all:
                 raise NoLane("the attachment has ended")
-            if len(self._all) + self._opening >= MAX_LANES:
+            if len(self._all) + len(self._opening) >= MAX_LANES:
                 raise LanesBusy(f"all {MAX_LANES} lanes are in use")
             return None
 
     def _open(self, deadline: float) -> tuple[socket.socket, pb.AttachResponse]:
-        with self._lock:
-            self._opening += 1
         lane = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with self._lock:
+            self._opening.add(lane)
         try:
             lane.settimeout(max(deadline - time.monotonic(), 1e-3))
             lane.connect(self._path)
@@ -175,14 +177,16 @@ class Lanes:
                 raise InvalidInput(
                     f"the attach socket answers for epoch {facts.boot_epoch}, {facts.region_pages} pages"
                 )
+            with self._lock:
+                if self._is_closed:  # meanwhile: nothing may be sent for an attachment that was given up
+                    raise NoLane("the attachment has ended")
+                self._all.add(lane)
         except BaseException:
             lane.close()
-            with self._lock:
-                self._opening -= 1
             raise
-        with self._lock:
-            self._opening -= 1
-            self._all.add(lane)
+        finally:
+            with self._lock:
+                self._opening.discard(lane)
         return lane, facts
 
     def _drop(self, lane: socket.socket) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -47,3 +50,14 @@ def until(fact: Callable[[], bool], seconds: float = 20.0) -> None:
     while not fact():
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.005)
+
+
+def stop(process: subprocess.Popen) -> None:
+    """SIGSTOP, felt by every thread of it: the signal's sender returns before that."""
+    process.send_signal(signal.SIGSTOP)
+    tasks = Path(f"/proc/{process.pid}/task")
+    until(lambda: all(_state(task) == "T" for task in tasks.iterdir()))
+
+
+def _state(task: Path) -> str:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]

@@ -16,7 +16,7 @@ from threading import Event, Thread
 
 import numpy as np
 import pytest
-from client_tools import assert_rows, assert_state, sample, until
+from client_tools import assert_rows, assert_state, sample, stop, until
 from fake_store import FakeStore, serve
 
 import kvstore
@@ -149,7 +149,7 @@ def test_a_black_holed_server_opens_the_breaker(server_process, connect):
     process = server_process()
     client, tokens, _, _ = filled(connect, timeouts=SHORT)
     match = client.lookup(tokens)
-    process.send_signal(signal.SIGSTOP)  # accepts, never answers
+    stop(process)  # accepts, never answers
     assert client.lookup(tokens).plan.kind is PlanKind.COLD
     assert not client.is_connected
     assert client.fetch(match).plan.kind is PlanKind.COLD
@@ -163,7 +163,7 @@ def test_a_black_holed_server_opens_the_breaker(server_process, connect):
 
 
 def test_connecting_to_a_black_hole_gives_a_working_client(server_process, connect):
-    server_process().send_signal(signal.SIGSTOP)
+    stop(server_process())
     client = connect(timeouts=SHORT)
     assert client.lookup([1] * 300).plan.kind is PlanKind.COLD
 
@@ -340,7 +340,7 @@ def test_a_full_queue_sheds_and_says_so(server_process, connect):
     tokens, rows, _ = sample(layout, 4)
     job_bytes = 4 * layout.rows.nbytes
     client = connect(layout, bounds=Bounds(queue_bytes=2 * job_bytes), timeouts=SHORT)
-    process.send_signal(signal.SIGSTOP)
+    stop(process)
     taken = [client.put(tokens, first_block=0, rows=rows) for _ in range(4)]
     assert taken == [True, True, False, False]
     assert client.counters["puts_shed"] == 2
@@ -447,7 +447,7 @@ def test_closing_ends_a_flush_that_waits(server_process, connect):
     process = server_process()
     client = connect(timeouts=SHORT)
     tokens, rows, _ = sample(client.layout, 2)
-    process.send_signal(signal.SIGSTOP)
+    stop(process)
     assert client.put(tokens, first_block=0, rows=rows)
     answers = []
     waiting = Thread(target=lambda: answers.append(client.flush(3600)))

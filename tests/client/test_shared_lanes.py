@@ -195,6 +195,28 @@ def test_a_closed_attachment_ends_calls_in_flight(attach):
     assert ended
 
 
+def test_a_closed_attachment_ends_a_lane_that_is_being_opened(attach):
+    """Otherwise its call would go on, and be answered, on an attachment that was given up."""
+    lanes = open_lanes(attach)
+    attach.silent_on |= {"Attach", "Session"}
+    ended = []
+
+    def call():
+        with pytest.raises(NoLane):
+            session_call(lanes)
+        ended.append(True)
+
+    threads = [threading.Thread(target=call) for _ in range(2)]
+    threads[0].start()
+    until(lambda: attach.seen["Session"] == 1)
+    threads[1].start()
+    until(lambda: attach.seen["Attach"] == 2)
+    lanes.close()
+    for thread in threads:
+        thread.join(20)
+    assert len(ended) == 2 and attach.seen["Session"] == 1 and not lanes.is_alive
+
+
 # -- through the client
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from client_tools import arrays_of, assert_rows, assert_state, sample, until
+from client_tools import arrays_of, assert_rows, assert_state, sample, stop, until
 from daemon_peer import Peer
 from fake_attach import FakeAttach, error
 
@@ -118,7 +118,7 @@ def test_puts_that_wait_go_in_one_commit_and_stand_on_each_other(daemon_process,
         tokens, more = grown(LAYOUT, tokens, 2, seed=turn + 1)
         turns.append((tokens, 2 + 2 * turn, more))
         rows.append(more)
-    daemon.send_signal(signal.SIGSTOP)
+    stop(daemon)
     for number, (tokens, first_block, more) in enumerate(turns):
         assert client.put(tokens, first_block=first_block, rows=more)
         if number == 0:
@@ -139,7 +139,7 @@ def test_a_put_on_top_of_two_runs_is_given_up_when_that_comes_out(daemon_process
     tokens, rows, _ = sample(LAYOUT, 2, states=())
     other = {name: array ^ 1 for name, array in rows.items()}
     longer, more = grown(LAYOUT, tokens, 1, seed=5)
-    daemon.send_signal(signal.SIGSTOP)
+    stop(daemon)
     assert client.put(tokens, first_block=0, rows=rows)
     assert client.put(tokens, first_block=0, rows=other)
     assert client.put(longer, first_block=2, rows=more), "what it stands on is queued"
@@ -193,7 +193,7 @@ def test_full_region_then_full_queue_and_then_puts_are_shed(daemon_process, conn
     bounds = Bounds(queue_bytes=3 * job_bytes, staging_bytes=-(-job_bytes // PAGE_BYTES) * PAGE_BYTES)
     client, reader = staging_client(connect, bounds=bounds), connect(LAYOUT)
     samples = [sample(LAYOUT, 2, seed=seed, states=()) for seed in range(5)]
-    daemon.send_signal(signal.SIGSTOP)
+    stop(daemon)
     taken = [client.put(tokens, first_block=0, rows=rows) for tokens, rows, _ in samples]
     assert taken == [True, True, True, False, False]
     assert client.counters["puts_shed"] == 2
@@ -277,7 +277,7 @@ def test_a_commit_without_an_answer_is_sent_again_from_the_same_bytes(daemon_pro
     client, reader = staging_client(connect), connect(LAYOUT)
     tokens, rows, states = sample(LAYOUT, 4, states=(4 * BLOCK,))
     region = client._writer._commits.staging
-    daemon.send_signal(signal.SIGSTOP)
+    stop(daemon)
     assert client.put(tokens, first_block=0, rows=rows, states=states)
     until(lambda: client.counters.get("staged_commits") == 1)
     client._link.attaching.lanes.close()  # what a broken lane looks like
