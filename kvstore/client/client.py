@@ -383,6 +383,7 @@ class Client:
     def close(self) -> None:
         """Upload what is queued, for at most `close_seconds`, and let go. May be called twice."""
         self._writer.close(self._timeouts.close_seconds)
+        self._fetcher.shared.close()
 
     def __enter__(self) -> Client:
         return self

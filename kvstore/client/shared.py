@@ -7,10 +7,15 @@ disk. What is not to be had here (no attachment, no room on the host) is left to
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kvstore.client.arena import Arena, Slots
 from kvstore.client.buffers import BufferPool, Bytes
+from kvstore.client.copiers import PART_BYTES, Copiers
 from kvstore.client.fetching import Gone, Load
 from kvstore.client.lanes import NoLane
 from kvstore.client.link import Link
@@ -37,6 +42,10 @@ class SharedReader:
 
     def __init__(self, link: Link, packings: tuple[Packing, ...], pool: BufferPool) -> None:
         self._link, self._packings, self._pool = link, packings, pool
+        self._copiers = Copiers()
+
+    def close(self) -> None:
+        self._copiers.close()
 
     def take(
         self, match: ClientMatch, load: Load, end: int, states: Sequence[int], deadline: float, *, verify: bool
@@ -123,33 +132,36 @@ class SharedReader:
 
     def _copy(self, arena: Arena, slots: Slots, load: Load, first: int, last: int, *, verify: bool) -> None:
         object_bytes, base = self._packings[0].object_bytes, slots.first_block
-        at_once = max(1, VERIFY_BYTES // object_bytes) if verify else last - first
         if slots.pages.shape[1] > 1:  # rows larger than a slot
             for block in range(first, last):
                 load.target.assemble(block - load.first, arena.pieces(slots, block - base))
                 self._land(arena, slots, load, block, 1, verify=verify)
             return
-        for run in block_runs(slots.pages[first - base : last - base, 0], arena.region_pages):
-            data, offset = arena.at(run.page)
-            spacing = run.step * PAGE_BYTES
-            for start in range(0, run.objects, at_once):
-                count = min(at_once, run.objects - start)
-                row = first + run.first + start - load.first
-                load.target.copy(row, count, data, offset + start * spacing, spacing)
-                if verify:
-                    self._land(arena, slots, load, row + load.first, count, verify=True)
-        if not verify:
-            self._land(arena, slots, load, first, last - first, verify=False)
 
-    def _land(self, arena: Arena, slots: Slots, load: Load, block: int, count: int, *, verify: bool) -> None:
-        """Believe what was copied, as far as it was in time or its checksums say so. Raises Gone."""
+        def copy(part: _Part) -> int:
+            load.target.copy(part.block - load.first, part.objects, part.data, part.offset, part.spacing)
+            return _right(slots, load, part.block, part.objects) if verify else part.objects
+
+        at_once = max(1, (VERIFY_BYTES if verify else PART_BYTES) // object_bytes)
+        parts = list(_parts(arena, slots.pages[first - base : last - base, 0], first, at_once))
+        rights = self._copiers.each(copy, parts, (last - first) * object_bytes)
+        wrong = next((number for number, right in enumerate(rights) if right < parts[number].objects), len(parts))
+        right = sum(rights[: wrong + 1])  # of all in front
+        self._land(arena, slots, load, first, last - first, verify=verify, right=right)
+
+    def _land(
+        self, arena: Arena, slots: Slots, load: Load, block: int, count: int, *, verify: bool, right: int | None = None
+    ) -> None:
+        """Believe what was copied, as far as it was in time or its checksums say so. Raises Gone.
+
+        `right`: so many checksums in front are known to be as they should.
+        """
         index = block - slots.first_block
-        right, kind = 0, "stamp_mismatch"
+        kind = "stamp_mismatch"
         if not verify:
             right = arena.whole(slots, index, index + count)
         else:
-            while right < count and load.target.checksum(block + right - load.first) == slots.content(block + right):
-                right += 1
+            right = _right(slots, load, block, count) if right is None else right
             if right < count and arena.whole(slots, index + right, index + right + 1):
                 kind = "corrupt"  # and not overwritten while it was copied
         load.land(slots.first_block, slots.contents, block + right)
@@ -184,6 +196,33 @@ class SharedReader:
             pieces = views.arena.pieces(slots, 0)
             states[slots.group] = (pieces[0] if len(pieces) == 1 else self.copied_state(views.arena, slots))[None]
         return states if all(views.arena.whole(slots, 0, 1) for slots in views.states) else None
+
+
+class _Part(NamedTuple):
+    """Evenly spaced objects that one thread copies at a time."""
+
+    block: int
+    objects: int
+    data: Bytes
+    offset: int
+    spacing: int
+
+
+def _parts(arena: Arena, pages: NDArray[np.int64], first: int, at_once: int) -> Iterator[_Part]:
+    for run in block_runs(pages, arena.region_pages):
+        data, offset = arena.at(run.page)
+        spacing = run.step * PAGE_BYTES
+        for start in range(0, run.objects, at_once):
+            count = min(at_once, run.objects - start)
+            yield _Part(first + run.first + start, count, data, offset + start * spacing, spacing)
+
+
+def _right(slots: Slots, load: Load, block: int, count: int) -> int:
+    """Of the blocks that were copied, how many in front have the bytes that the descriptors promise."""
+    for index in range(count):
+        if load.target.checksum(block + index - load.first) != slots.content(block + index):
+            return index
+    return count
 
 
 def lineage_of(contents: bytes, blocks: int) -> bytes:

@@ -7,6 +7,7 @@ object after another through `place` and `landed`. Rows are counted from the fet
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from threading import local
 from typing import Protocol
 
 import numpy as np
@@ -22,7 +23,7 @@ Into = Mapping[str, Bytes] | Bytes  # what a caller may pass
 
 
 class Target(Protocol):
-    """Not thread-safe: one fetch, one thread."""
+    """One fetch, one thread; but `copy` and `checksum` of different rows from any."""
 
     def place(self, row: int) -> memoryview:
         """Writable bytes of one object for a stream to fill; places may share memory: each is landed before
@@ -96,7 +97,15 @@ class ComponentTarget:
 
     def __init__(self, packing: Packing, arrays: Mapping[str, Bytes], pool: BufferPool) -> None:
         self._packing, self._arrays = packing, arrays
-        self._object = pool.take(packing.object_bytes).reshape(1, -1)  # one object: it stays in the CPU's cache
+        self._pool, self._threads = pool, local()
+
+    @property
+    def _object(self) -> Bytes:
+        """Room for one object, (1, object bytes), of this thread: it stays in its CPU's cache."""
+        if not hasattr(self._threads, "room"):
+            self._threads.room = self._pool.take(self._packing.object_bytes).reshape(1, -1)
+        room: Bytes = self._threads.room
+        return room
 
     def place(self, row: int) -> memoryview:
         place: memoryview = self._object[0].data
@@ -117,8 +126,9 @@ class ComponentTarget:
 
     def checksum(self, row: int) -> bytes:
         # packed again: hashing section by section costs a call for each of a hundred, this a copy within the cache
-        self._packing.pack({name: array[row : row + 1] for name, array in self._arrays.items()}, self._object)
-        return content_checksum((self._object[0].data,))
+        room = self._object
+        self._packing.pack({name: array[row : row + 1] for name, array in self._arrays.items()}, room)
+        return content_checksum((room[0].data,))
 
     def arrays(self, rows: int) -> Mapping[str, Bytes]:
         return {name: array[:rows] for name, array in self._arrays.items()}
