@@ -15,7 +15,6 @@ from kvstore.core.index import CopyStatus, Entry, Held, Namespace, Node, mark_re
 from kvstore.core.keys import BlockKey, Tier
 from kvstore.core.room import Room
 from kvstore.core.settings import Counts
-from kvstore.core.space import class_pages
 
 RETRIES_PER_TICK = 16  # failed copies to disk that one tick tries again
 
@@ -145,14 +144,15 @@ class Copies:
         actions: list[Action] = []
         if entry is None or entry.disk is None:
             return (), actions
-        owner = class_pages(frame_bytes)
+        owner, pages, count = self._room.spaces[Tier.DISK].cut(frame_bytes)
         drops: list[Drop] = []
-        has_room = self._room.make_room(Tier.DISK, owner, owner, 1, drops)
+        has_room = self._room.make_room(Tier.DISK, owner, pages, count, drops)
         actions += self._evicted(drops)
         if not has_room:
             return (), actions
         entry.disk.nbytes = frame_bytes
-        entry.disk.slots = self._room.allocate(entry, Tier.DISK, owner, owner, 1)
+        entry.disk.slots = self._room.allocate(entry, Tier.DISK, owner, pages, count)
+        self._room.admitted(entry, Tier.DISK)
         return entry.disk.slots, actions
 
     # -- ending ---------------------------------------------------------------------------------

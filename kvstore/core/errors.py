@@ -5,7 +5,8 @@ A miss, a full tier and a refused admission are ordinary values and are not here
     KVStoreError
     ├── InvalidInput            the caller: the message names the fact and the remedy
     │   ├── InvalidLayout           a model layout that contradicts itself
-    │   └── ConfigError             a config key, flag or size
+    │   ├── ConfigError             a config key, flag or size
+    │   └── TraceError              a trace: the message names the file, the line and the remedy
     ├── LayoutMismatch          the caller: the store holds another layout; the message names the field
     ├── HelloAgain              the client: its session is another daemon's; it says Hello and tries once more
     │   ├── UnknownNamespace        nobody said Hello with that layout since the daemon started
@@ -36,6 +37,10 @@ class InvalidLayout(InvalidInput):
 
 class ConfigError(InvalidInput):
     """A config key, flag or size is unknown or out of range."""
+
+
+class TraceError(InvalidInput):
+    """A trace cannot be read or cut as asked: "path:LINE: fact; remedy"."""
 
 
 class LayoutMismatch(KVStoreError):

@@ -17,7 +17,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from kvstore.core.descriptor import pack_record
-from kvstore.core.keys import BlockKey, Tier
+from kvstore.core.keys import PAGE_BYTES, BlockKey, Tier
 from kvstore.core.layout import ModelLayout
 from kvstore.core.lineage import ROOT_LINEAGE
 from kvstore.core.space import cut_points
@@ -81,7 +81,7 @@ class Facts(NamedTuple):
 class Entry:
     """One object: its facts, its copies, and who holds on to it."""
 
-    __slots__ = ("disk", "facts", "host", "last_used", "leases", "node", "pins")
+    __slots__ = ("disk", "facts", "host", "last_used", "leases", "node", "pins", "turn", "uses")
 
     def __init__(self, node: Node, facts: Facts, now: float) -> None:
         self.node = node
@@ -91,6 +91,8 @@ class Entry:
         self.leases = 0
         self.pins = 0
         self.last_used = now
+        self.uses = 0  # requests that named it, or what stood on it while it was there
+        self.turn = 0  # of the session that announced it
 
     def held(self, tier: Tier) -> Held | None:
         return self.host if tier is Tier.HOST else self.disk
@@ -252,10 +254,12 @@ class Namespace:
     """One tenant's blocks of one layout."""
 
     def __init__(self, name: bytes, root: bytes, layout: ModelLayout, slot_pages: int) -> None:
+        """`slot_pages` 0: there are no slots, an object takes its bytes (`ideal.py`)."""
         self.name = name  # namespace id, 32 bytes
         self.layout = layout
         self.slot_pages = slot_pages  # host slots, in pages
-        self.cuts = tuple(cut_points(group, slot_pages * 4096) for group in layout.groups)
+        whole = max(slot_pages * PAGE_BYTES, 0) or max(group.nbytes for group in layout.groups)
+        self.cuts = tuple(cut_points(group, whole) for group in layout.groups)
         self.root = Node(self, root, None, -1)
         self.nodes: dict[bytes, Node] = {}
         self.contents = Contents()
@@ -264,7 +268,8 @@ class Namespace:
         return self.root if prefix == self.root.prefix else self.nodes.get(prefix)
 
     def slots_needed(self, group: int) -> int:
-        return len(self.cuts[group])
+        """Slots of one object on the host; bytes where there are no slots."""
+        return len(self.cuts[group]) if self.slot_pages else self.layout.groups[group].nbytes
 
     def add_node(self, prefix: bytes, parent: Node) -> Node:
         node = self.nodes[prefix] = Node(self, prefix, parent, parent.block + 1)

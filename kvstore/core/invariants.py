@@ -36,17 +36,15 @@ def _check_entries(room: Room, leases: Leases) -> None:
         assert entry.is_rows or node.rows is not None, key
         for tier, held in entry.copies():
             space = room.spaces[tier]
-            for slot in held.slots:
-                region = space.regions[slot // space.region_pages]
-                assert region.holders.get(slot) == key and region.owner == room.owner(entry, tier), key
-                pages[tier] += region.slot_pages
+            if held.slots:
+                space.check_holder(held.slots, key, room.owner(entry, tier))
+            pages[tier] += space.pages_in(held.slots)
             assert held.busy >= 0, key
             if held.slots:
                 assert room.is_offered(entry, tier) == room.may_go(entry, tier), (key, tier)
     for (key, _, tier), held in room.doomed.items():
         assert held.busy or held.status is CopyStatus.INCOMING, key
-        space = room.spaces[tier]
-        pages[tier] += sum(space.regions[slot // space.region_pages].slot_pages for slot in held.slots)
+        pages[tier] += room.spaces[tier].pages_in(held.slots)
     for tier, space in room.spaces.items():
         assert pages[tier] == space.used_pages, (tier, pages[tier], space.used_pages)
 

@@ -35,10 +35,9 @@ class Lifetimes:
         if entry is None:
             return
         entry.last_used = max(entry.last_used, now)
+        entry.uses += 1
         self.touched.add(entry.facts.key)
-        for tier, held in entry.copies():
-            self._room.spaces[tier].touch(held.slots, now)
-        self._room.review_all((entry,))
+        self._room.used(entry)
 
     def expire(self, now: float) -> list[Action]:
         """Forget what was unused for its TTL and stands alone."""

@@ -105,14 +105,25 @@ class Snapshots(NamedTuple):
 
 
 class MissReason(Enum):
-    """Why a match is shorter than its prompt."""
+    """Why a match is shorter than its prompt: the first thing that it lacks, from the root."""
 
     NONE = "none"
     NEVER_SEEN = "never seen"
-    STATE_MISSING = "state missing"
+    STATE_MISSING = "state missing"  # rows reach further than any state that stands on them
     SHORT_PROMPT = "short prompt"  # shorter than one resumable boundary
     SLOWER_THAN_RECOMPUTE = "slower than recompute"
     PARENT_UNKNOWN = "parent unknown"  # a tail was sent and its parent is not stored: send the whole chain
+    # What a block's rows were before they were missing (`core/ghosts.py`):
+    EVICTED = "evicted"
+    EXPIRED = "expired"  # unused for their TTL
+    CORRUPT = "corrupt"  # a checksum failed, or a worker found them wrong
+    QUOTA = "quota"  # they were announced and there was no room
+    ROWS_MISSING = "rows missing"  # they went because rows before them were lost
+    UPLOADING = "uploading"  # they are being written right now
+    COLDER = "colder"  # only what is in host memory was asked for
+    NAMESPACE_DIFFERS = "namespace differs"  # nothing was stored under this layout, but under a similar one
+
+    __hash__ = object.__hash__  # members are one of a kind; Enum's own is a Python call, and each lookup counts one
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from itertools import count
 from kvstore.core.keys import BlockKey
 
 
-class Order:
-    """The evictable objects of one owner in one tier, lowest rank first.
+class Heap:
+    """Keys by rank, lowest first.
 
     Of equal ranks a state goes before rows, then the one that arrived first.
     """

@@ -22,6 +22,7 @@ from kvstore.core.actions import Action, Copy
 from kvstore.core.climb import with_states
 from kvstore.core.copies import Copies
 from kvstore.core.cost import CostModel
+from kvstore.core.ideal import IdealSpace
 from kvstore.core.index import CopyStatus, Entry, Facts, Held, Namespace, Node
 from kvstore.core.keys import PAGE_BYTES, BlockKey, Chain, Tier
 from kvstore.core.layout import ModelLayout
@@ -49,8 +50,12 @@ class Planner:
     def __init__(self, settings: Settings, policy: Policy | None = None, first_generation: int = 1) -> None:
         self.settings = settings
         self.counts = Counts()
-        host = Space(region_pages(settings.host_bytes))
-        disk = Space(segment_pages(settings), header_pages=1)
+        host: Space
+        disk: Space
+        if settings.ideal_space:
+            host, disk = IdealSpace(settings.host_bytes), IdealSpace(settings.disk_bytes)
+        else:
+            host, disk = Space(region_pages(settings.host_bytes)), Space(segment_pages(settings), header_pages=1)
         self.spaces = {Tier.HOST: host, Tier.DISK: disk}
         self.namespaces: dict[bytes, Namespace] = {}
         self.leases = Leases()
@@ -84,7 +89,8 @@ class Planner:
     def add_namespace(self, name: bytes, root: bytes, layout: ModelLayout) -> Namespace:
         """Open a namespace, or find it open."""
         if name not in self.namespaces:
-            pages = slot_pages(layout.rows.nbytes, self.spaces[Tier.HOST].region_pages)
+            is_ideal = self.settings.ideal_space
+            pages = 0 if is_ideal else slot_pages(layout.rows.nbytes, self.spaces[Tier.HOST].region_pages)
             self.namespaces[name] = Namespace(name, root, layout, pages)
             self._costs[name] = CostModel.of(layout)
         return self.namespaces[name]

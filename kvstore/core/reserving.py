@@ -106,7 +106,9 @@ class Reserving:
             ttl_seconds=writing.hints.ttl_seconds,
         )
         self.generation += 1
-        self._add(Entry(node, facts, writing.now), count)
+        entry = Entry(node, facts, writing.now)
+        entry.turn = writing.hints.turn
+        self._add(entry, count)
         return ReserveStatus.WANTED, facts
 
     def _known(self, entry: Entry | None, is_same: bool, now: float) -> ReserveStatus:

@@ -17,9 +17,8 @@ from collections.abc import Hashable, Iterable, Iterator
 from kvstore.core.actions import Drop
 from kvstore.core.index import CopyStatus, Entry, Held, Node, attach_copy, detach_copy
 from kvstore.core.keys import BlockKey, Tier
-from kvstore.core.order import Order
-from kvstore.core.policy import Policy
-from kvstore.core.space import Region, Space, class_pages
+from kvstore.core.policy import Order, Policy
+from kvstore.core.space import Region, Space
 
 TIERS = (Tier.HOST, Tier.DISK)
 CLOSE_LOOKS = 64  # regions examined for one that can be emptied; together they walk each block below them once
@@ -55,6 +54,8 @@ class Room:
             self._last_stamp += 1
             held.stamp = self._last_stamp
         attach_copy(entry, tier, held)
+        if tier is Tier.HOST or held.slots:
+            self.admitted(entry, tier)
         self.review(entry)
         self._review_parent(entry)
 
@@ -67,9 +68,22 @@ class Room:
         self._last_stamp += 1
         held.stamp = self._last_stamp
         attach_copy(entry, Tier.HOST, held)
-        self._order(Tier.DISK, self.owner(entry, Tier.DISK)).discard(entry.facts.key)
+        self._order(Tier.DISK, self.owner(entry, Tier.DISK)).withdraw(entry.facts.key)
+        self.admitted(entry, Tier.HOST)
         if not stands_on_one:
             self._review_parent(entry)
+
+    def admitted(self, entry: Entry, tier: Tier) -> None:
+        """A copy has its slots: the policy hears of it."""
+        self._order(tier, self.owner(entry, tier)).admitted(entry)
+
+    def used(self, entry: Entry) -> None:
+        """A request used it, at `entry.last_used`."""
+        for tier, held in entry.copies():
+            self.spaces[tier].touch(held.slots, entry.last_used)
+            if tier is Tier.HOST or held.slots:
+                self._order(tier, self.owner(entry, tier)).used(entry)
+        self.review_all((entry,))
 
     def review(self, entry: Entry) -> None:
         """Offer the entry's copies to the policy, or take the offer back, after anything about it changed."""
@@ -79,9 +93,9 @@ class Room:
                 continue
             order = self._order(tier, self.owner(entry, tier))
             if self.may_go(entry, tier):
-                order.add(entry.facts.key, self._rank(entry))
+                order.offer(entry, _last_used(entry))
             else:
-                order.discard(entry.facts.key)
+                order.withdraw(entry.facts.key)
 
     def review_all(self, entries: Iterable[Entry]) -> None:
         """Review entries that are still stored. A state's being in use decides also whether its rows may go."""
@@ -134,7 +148,7 @@ class Room:
             return False
         while (missing := count - space.room(owner, slot_pages)) > 0:
             first = self._order(tier, owner).first()
-            colder_than = self._entries[first[1]].last_used if first is not None else None
+            colder_than = self._entries[first].last_used if first is not None else None
             region = self._coldest_foreign(tier, owner, colder_than)
             if region is None:
                 chosen = self._choose(tier, owner, missing)
@@ -207,60 +221,60 @@ class Room:
             return entry.node.namespace.name
         held = entry.disk
         assert held is not None
-        return class_pages(held.nbytes)
+        return self.spaces[tier].cut(held.nbytes)[0]
 
     # -- private --------------------------------------------------------------------------------
     def _order(self, tier: Tier, owner: Hashable) -> Order:
-        order = self._orders.get((tier, owner))
+        space = self.spaces[tier]
+        name = (tier, space.pool(owner))
+        order = self._orders.get(name)
         if order is None:
-            order = self._orders[tier, owner] = Order()
+            order = self._orders[name] = self.policy.order(space.capacity_bytes)
         return order
-
-    def _rank(self, entry: Entry) -> float:
-        last_used = entry.last_used
-        if entry.is_rows:
-            last_used = max([last_used, *(state.last_used for state in entry.node.states)])
-        return self.policy.rank(entry.facts.key, entry.facts.raw_bytes, last_used)
 
     def _choose(self, tier: Tier, owner: Hashable, missing: int) -> list[Entry] | None:
         """Victims in order, worth `missing` slots of this owner. Changes nothing where there are not enough."""
-        order = self._order(tier, owner)
+        space = self.spaces[tier]
+        order, pool = self._order(tier, owner), space.pool(owner)
         chosen: list[Entry] = []
         gone: dict[Node, int] = {}
         exposed: dict[BlockKey, float] = {}
-        freed: set[int] = set()
-        while len(freed) < missing:
+        freed: set[int] = set()  # slots: a state may be chosen by itself, and then with its rows
+        found = 0
+        while found < missing:
             popped = order.pop()
             if popped is None:
                 break
-            entry = self._entries[popped[1]]
+            entry = self._entries[popped]
             chosen.append(entry)
-            freed.update(self._slots(entry, tier, owner))
+            fresh = set(self._slots(entry, tier, pool)) - freed
+            freed |= fresh
+            found += space.room_in(fresh)
             if not entry.is_rows:
                 continue
             parent = _parent(entry)
             gone[parent] = gone.get(parent, 0) + 1
             rows = parent.rows
             if rows is not None and rows.held(tier) is not None:
-                same_order = self.owner(rows, tier) == owner
+                same_order = space.pool(self.owner(rows, tier)) == pool
                 if same_order and self.may_go(rows, tier, gone[parent]):
                     exposed.setdefault(rows.facts.key, rows.last_used)
                     rows.last_used = max(rows.last_used, entry.last_used)
-                    order.add(rows.facts.key, self._rank(rows))
-        if len(freed) >= missing:
+                    order.offer(rows, _last_used(rows))
+        if found >= missing:
             return [entry for entry in chosen if not (not entry.is_rows and entry.node.rows in chosen)]
         for key, last_used in exposed.items():
             self._entries[key].last_used = last_used
-            order.discard(key)
+            order.withdraw(key)
         for entry in chosen:
             self.review(entry)
         return None
 
-    def _slots(self, entry: Entry, tier: Tier, owner: Hashable) -> Iterator[int]:
+    def _slots(self, entry: Entry, tier: Tier, pool: Hashable) -> Iterator[int]:
         goes = (entry, *entry.node.states) if entry.is_rows else (entry,)
         for found in goes:
             held = found.held(tier)
-            if held is not None and self.owner(found, tier) == owner:
+            if held is not None and self.spaces[tier].pool(self.owner(found, tier)) == pool:
                 yield from held.slots
 
     def _detach(self, entry: Entry, tier: Tier) -> list[Drop]:
@@ -268,7 +282,9 @@ class Room:
         if held is None:
             return []
         if tier is Tier.HOST or held.slots:
-            self._order(tier, self.owner(entry, tier)).discard(entry.facts.key)
+            order = self._order(tier, self.owner(entry, tier))
+            order.withdraw(entry.facts.key)
+            order.removed(entry, held.nbytes)
         detach_copy(entry, tier)
         key, generation = entry.facts.key, entry.facts.generation
         if held.busy or held.status is CopyStatus.INCOMING:
@@ -298,6 +314,7 @@ class Room:
         rows = _parent(entry).rows
         if rows is not None:
             rows.last_used = max(rows.last_used, entry.last_used)
+            rows.uses = max(rows.uses, entry.uses)  # each of its uses was one of these rows too
 
     def _review_parent(self, entry: Entry) -> None:
         rows = _parent(entry).rows
@@ -374,6 +391,13 @@ def _is_idle(entry: Entry, tier: Tier) -> bool:
     return (
         held is not None and held.status is CopyStatus.READY and not held.busy and not entry.leases and not entry.pins
     )
+
+
+def _last_used(entry: Entry) -> float:
+    """Of an object and its states, which go with it."""
+    if entry.is_rows and entry.node.states:
+        return max(entry.last_used, *(state.last_used for state in entry.node.states))
+    return entry.last_used
 
 
 def _other(tier: Tier) -> Tier:

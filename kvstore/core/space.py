@@ -7,7 +7,7 @@ page in the tier, so that region and offset follow from it. Pure bookkeeping; un
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator
 
 from kvstore.core.keys import PAGE_BYTES, BlockKey
 from kvstore.core.layout import Group, Section
@@ -134,6 +134,23 @@ class Space:
         return sum(not region.is_retired for region in self.regions) * self.region_pages
 
     @property
+    def capacity_bytes(self) -> int:
+        return self.total_pages * PAGE_BYTES
+
+    def pool(self, owner: Hashable) -> Hashable:
+        """Whose objects are evicted for this owner's."""
+        return owner
+
+    def cut(self, nbytes: int) -> tuple[Hashable, int, int]:
+        """Owner, pages of a slot and slots of a frame of this length on disk."""
+        owner = class_pages(nbytes)
+        return owner, owner, 1
+
+    def room_in(self, slots: Collection[int]) -> int:
+        """What `allocate` counts of these slots once they are free."""
+        return len(slots)
+
+    @property
     def owners(self) -> int:
         return len(self._free_slots)
 
@@ -225,6 +242,15 @@ class Space:
     def foreign_regions(self, owner: Hashable) -> list[Region]:
         """Regions that other owners use."""
         return [r for r in self.regions if r.owner is not None and r.owner != owner and not r.is_retired]
+
+    def pages_in(self, slots: Collection[int]) -> int:
+        return sum(self.regions[slot // self.region_pages].slot_pages for slot in slots)
+
+    def check_holder(self, slots: Collection[int], holder: BlockKey, owner: Hashable) -> None:
+        """These slots are this object's."""
+        for slot in slots:
+            region = self.regions[slot // self.region_pages]
+            assert region.holders.get(slot) == holder and region.owner == owner, holder
 
     def check(self) -> None:
         """Slots are conserved: each is free or held, exactly once."""

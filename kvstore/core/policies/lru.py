@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kvstore.core.keys import BlockKey
+from kvstore.core.index import Entry
+from kvstore.core.policies.ranked import RankedOrder
 
 
 class LRU:
@@ -10,5 +11,15 @@ class LRU:
 
     name = "lru"
 
-    def rank(self, key: BlockKey, nbytes: int, last_used: float) -> float:
-        return last_used
+    def order(self, capacity_bytes: int) -> RankedOrder:
+        return _Recency()
+
+
+class _Recency(RankedOrder):
+    """The rank is given with the offer."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda entry, last_used: last_used)
+
+    def offer(self, entry: Entry, last_used: float) -> None:
+        self._heap.add(entry.facts.key, last_used)
