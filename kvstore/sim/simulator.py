@@ -1,0 +1,230 @@
+"""One trace through the daemon's planner, in virtual time: what would have been found, kept and written.
+
+Every request is what a worker makes of it: a lookup, the rows and states that it then puts, and the end of its lease.
+Copies end at once, so the store is quiescent before the next request, as the differential test makes a daemon be.
+Payloads are never made: an object's checksum is its key's, so lineages agree as those of canonical runs do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from kvstore.core.actions import Action, Copy
+from kvstore.core.errors import ConfigError
+from kvstore.core.keys import HASH_BYTES, BlockKey, Chain, Tier
+from kvstore.core.layout import ModelLayout
+from kvstore.core.lineage import ROOT_LINEAGE
+from kvstore.core.match import Hints, Match, PlanKind, Speeds
+from kvstore.core.matching import Request
+from kvstore.core.placement import DEFAULT_PLACEMENT, Placement
+from kvstore.core.planner import Planner
+from kvstore.core.policies import policy_named
+from kvstore.core.reserve import ObjectSpec, ReserveStatus
+from kvstore.core.settings import Settings
+from kvstore.core.space import REGIONS
+from kvstore.sim.trace import Trace, TraceRequest
+
+NAMESPACE, ROOT, OWNER = b"simulated".ljust(32), bytes(HASH_BYTES), bytes(16)
+CONTENT = bytes(16)
+NO_SPEEDS = Speeds({})  # nothing is priced: a hit is taken wherever there is one
+PROGRESS_EVERY = 256  # requests
+
+
+@dataclass(frozen=True, slots=True)
+class SimSettings:
+    """One store to try. The layout's blocks must be the trace's (`at_block_size`)."""
+
+    layout: ModelLayout
+    host_bytes: int
+    disk_bytes: int = 0
+    policy: str = "lru"
+    placement: Placement = DEFAULT_PLACEMENT
+    is_ideal_space: bool = False  # no slots, no regions
+    count_partial: bool = False  # a prompt's last, partial block counts as one; as Mooncake's authors count
+
+
+@dataclass(slots=True)
+class SimResult:
+    """Counts of one run; tokens and bytes."""
+
+    requests: int = 0
+    input_tokens: int = 0
+    blocks: int = 0  # of prompts: those that could be stored
+    hit_blocks: int = 0  # of them, found as unbroken rows from the start
+    resumed_tokens: int = 0  # where work went on: rows with a state, or with a replay's result
+    computed_tokens: int = 0  # input tokens that the plan computes, a replay's included
+    by_tier: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # resumed tokens, by the coldest tier
+    by_kind: dict[str, list[int]] = field(default_factory=dict)  # kind -> [input tokens, resumed tokens]
+    by_mode: dict[str, list[int]] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # why matches were shorter
+    host_bytes_written: int = 0
+    disk_bytes_written: int = 0
+    states_written: int = 0
+    refused: int = 0  # objects for which there was no room
+    evicted: int = 0  # copies
+    seconds: float = 0.0  # that the simulation took
+    block_refs: int = 0  # blocks named by requests; with `seconds`, the simulator's speed
+
+    @property
+    def hit_tokens_rate(self) -> float:
+        return self.hit_blocks / max(self.blocks, 1)
+
+    @property
+    def resumed_rate(self) -> float:
+        """Share of input tokens that were resumed."""
+        return self.resumed_tokens / max(self.input_tokens, 1)
+
+
+def simulate(trace: Trace, settings: SimSettings, progress: Callable[[int], None] | None = None) -> SimResult:
+    """`progress` is told how many requests are done. Raises ConfigError for settings that do not fit the trace."""
+    run = Simulation(trace.block_tokens, settings)
+    start = time.perf_counter()
+    for number, request in enumerate(trace.requests):
+        run.step(request)
+        if progress is not None and number % PROGRESS_EVERY == 0:
+            progress(number)
+    run.result.seconds = time.perf_counter() - start
+    run.result.evicted = sum(run.planner.counts.evicted.values())
+    return run.result
+
+
+class Simulation:
+    """A planner and what was counted; `step` by `step`, so that a test can look in between."""
+
+    def __init__(self, block_tokens: int, settings: SimSettings) -> None:
+        self.settings, self.result = settings, SimResult()
+        self._layout = settings.layout
+        if self._layout.block_tokens != block_tokens:
+            raise ConfigError(
+                f"the layout has blocks of {self._layout.block_tokens} tokens and the trace of {block_tokens}:"
+                " give both the same --block-tokens"
+            )
+        self.planner = Planner(
+            Settings(
+                host_bytes=settings.host_bytes,
+                disk_bytes=settings.disk_bytes,
+                placement=settings.placement,
+                ideal_space=settings.is_ideal_space,
+            ),
+            policy_named(settings.policy),
+        )
+        self.planner.grow(Tier.HOST, REGIONS)
+        if settings.disk_bytes and not settings.is_ideal_space:
+            segment = self.planner.spaces[Tier.DISK].region_pages * 4096
+            self.planner.grow(Tier.DISK, settings.disk_bytes // segment)
+        self.planner.add_namespace(NAMESPACE, ROOT, self._layout)
+        self._lengths = [group.nbytes for group in self._layout.groups]
+        self._now = 0.0
+
+    def step(self, request: TraceRequest) -> Match:
+        """One request, from its lookup to the end of its lease."""
+        planner, block = self.planner, self._layout.block_tokens
+        self._now = max(self._now, request.at)
+        self._run(planner.tick(self._now))
+        counts_partial = self.settings.count_partial
+        blocks = len(request.ids) if counts_partial else request.input_tokens // block
+        prompt_tokens = blocks * block + 1 if counts_partial else request.input_tokens
+        ids = request.ids[:blocks]
+        # the tail is of use to whoever asks for the same prompt; what is partial is never stored
+        chain = chain_of(ids)
+        hints = Hints(
+            session=request.session,
+            turn=request.turn,
+            mode=request.mode,
+            kind=request.kind,
+            has_tools=request.has_tools,
+            breakpoints=request.breakpoints,
+        )
+        match, actions = planner.lookup(
+            NAMESPACE, Request(chain, prompt_tokens, hints, True, NO_SPEEDS), OWNER, self._now
+        )
+        self._run(actions)
+        self._count(request, match, blocks)
+        self._put(request, chain, match, hints, prompt_tokens)
+        if match.lease is not None:
+            planner.release(match.lease)
+        return match
+
+    def _count(self, request: TraceRequest, match: Match, blocks: int) -> None:
+        result, plan = self.result, match.plan
+        resumed = min(plan.tokens, request.input_tokens)
+        result.requests += 1
+        result.input_tokens += request.input_tokens
+        result.blocks += blocks
+        result.block_refs += blocks
+        result.hit_blocks += match.rows_tokens // self._layout.block_tokens
+        result.resumed_tokens += resumed
+        result.computed_tokens += request.input_tokens - plan.compute_from if plan.kind is not PlanKind.COLD else (
+            request.input_tokens
+        )  # fmt: skip
+        result.reasons[match.reason.value] += 1
+        if plan.tier is not None:
+            result.by_tier[plan.tier.value] += resumed
+        mode = "" if request.mode is None else request.mode.value
+        for table, name in ((result.by_kind, request.kind), (result.by_mode, mode)):
+            if name:
+                row = table.setdefault(name, [0, 0])
+                row[0] += request.input_tokens
+                row[1] += resumed
+
+    def _put(self, request: TraceRequest, chain: Chain, match: Match, hints: Hints, prompt_tokens: int) -> None:
+        """What a worker stores: the rows that it computed, and states where the match told it to."""
+        block, ids = self._layout.block_tokens, request.output_ids
+        whole = chain if not ids else Chain(0, ROOT, chain.hashes + chain_of(ids).hashes)
+        snapshots, first = match.snapshots, match.plan.tokens // block
+        ends = set(snapshots.at)
+        output_end = (request.input_tokens + request.output_tokens) // block * block
+        output_end = min(output_end, whole.blocks * block)
+        if snapshots.every:
+            ends |= set(range((first * block // snapshots.every + 1) * snapshots.every, output_end + 1, snapshots.every))
+        alignment = self._layout.resume_alignment
+        if snapshots.at_output_end:
+            ends.add(output_end - output_end % alignment)
+        group = self._layout.state_group
+        objects = []
+        for index in range(first, whole.blocks):
+            objects.append(ObjectSpec(index - first, 0, self._lengths[0], CONTENT))
+            if group is not None and (index + 1) * block in ends:
+                objects.append(ObjectSpec(index - first, group, self._lengths[group], CONTENT))
+        if not objects:
+            return
+        tail = Chain(first, ROOT if not first else whole.hash_at(first - 1), whole.hashes[first * HASH_BYTES :])
+        lineage = match.lineage if first else ROOT_LINEAGE
+        statuses, facts, actions = self.planner.reserve(
+            NAMESPACE, tail, objects, lineage, OWNER, hints, self._now, self._now
+        )
+        self._run(actions)
+        self.result.refused += statuses.count(ReserveStatus.NO_ROOM)
+        for made in facts:
+            if made is not None:
+                self.result.host_bytes_written += made.raw_bytes
+                self.result.states_written += made.key.group == group
+                self._run(self.planner.arrived(made.key, made.generation, Tier.HOST, self._now))
+
+    def _run(self, actions: Iterable[Action]) -> None:
+        """Copies end at once; drops have happened."""
+        waiting = [action for action in actions if isinstance(action, Copy)]
+        while waiting:
+            copy, more = waiting.pop(0), list[Action]()
+            key, generation = copy.facts.key, copy.facts.generation
+            if copy.target is Tier.DISK:
+                slots, more = self.planner.encoded(key, generation, copy.facts.raw_bytes, self._now)
+                if not slots:
+                    more = more + self.planner.failed(key, generation, Tier.DISK, self._now)
+                    waiting += [action for action in more if isinstance(action, Copy)]
+                    continue
+                self.result.disk_bytes_written += copy.facts.raw_bytes
+            more = more + self.planner.arrived(key, generation, copy.target, self._now)
+            waiting += [action for action in more if isinstance(action, Copy)]
+
+    def entry_bytes(self, key: BlockKey) -> int:
+        entry = self.planner.entry(key)
+        return 0 if entry is None else entry.facts.raw_bytes
+
+
+def chain_of(ids: Iterable[int]) -> Chain:
+    """A trace's ids are chained: each names its block with all before it, as a prefix hash does."""
+    return Chain(0, ROOT, b"".join([(number + 1).to_bytes(HASH_BYTES, "big") for number in ids]))
