@@ -37,6 +37,10 @@ class RankedOrder:
         found = self._heap.pop()
         return None if found is None else found[1]
 
+    def ahead_of(self, key: BlockKey) -> int:
+        """Candidates that go before this one, for whoever asks why (`core/explain.py`)."""
+        return self._heap.ahead_of(key)
+
     def __contains__(self, key: BlockKey) -> bool:
         return key in self._heap
 
