@@ -1,0 +1,180 @@
+"""Live miss-ratio curves of all namespaces, in bounded memory. Pure; one caller at a time.
+
+SHARDS of fixed size (Waldspurger et al., FAST 2015): a block is tracked where its hash lies below a threshold, which
+falls when too many are tracked; each stands for 1 / rate others. The hottest prefixes are outside the sample and
+counted exactly (`core/hottest.py`). All namespaces share one order, as they share the host tier, and have a curve each.
+
+A block is a hit only if all before it are. In a leaf-first LRU store that follows from the order: a block is used
+whenever what stands on it is, so its ancestors are never further back. What a lookup uses therefore lies in few runs
+of one earlier lookup each (`core/recency.py`): distances are all those at the lookup's begin, then all of it moves to
+the front, root first. tests/core/test_curves.py holds this against a store that is simulated in full.
+
+Cost: a lookup pays about a nanosecond a block to find the tracked ones, O(log n) for each run among them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from kvstore.core.curve import Curve, Work
+from kvstore.core.hottest import Hottest, Span
+from kvstore.core.keys import HASH_BYTES
+from kvstore.core.recency import Moment, Recency
+
+SAMPLE_BLOCKS = 8192  # 4,000 keep the mean error below a point (MEASURED.md section 7); between 7/8 and all are in use
+HOT_BLOCKS = 2048
+REACH = 8  # a tier of so many times the bytes of today's is the largest worth an answer
+WHOLE = 1 << 32  # thresholds are compared with the first four bytes of a hash
+
+
+class Curves:
+    """Reuse distances of live lookups. `reach_bytes`: what was not used for so many others is forgotten; None: never.
+
+    With a reach the sampling rate starts where that much just fits the sample, and need not fall any further.
+    """
+
+    def __init__(
+        self, reach_bytes: float | None = None, sample_blocks: int = SAMPLE_BLOCKS, hot_blocks: int = HOT_BLOCKS
+    ) -> None:
+        self.namespaces: dict[bytes, Curve] = {}
+        self._reach_bytes = reach_bytes
+        self._sample_blocks = sample_blocks
+        self._tracked: dict[bytes, Moment] = {}  # block -> its last use
+        self._hottest = Hottest(hot_blocks)
+        self._recency = Recency(2 * (sample_blocks + hot_blocks) + 1)
+        self._threshold = 0
+        self._below = b""  # hashes before it are tracked
+        self._marks = b""  # for `bytes.translate`: 1 for first bytes of which some are tracked
+
+    @property
+    def rate(self) -> float:
+        """Share of the blocks that is tracked, outside the hottest."""
+        return self._threshold / WHOLE
+
+    @property
+    def tracked_blocks(self) -> int:
+        return len(self._tracked)
+
+    def open(self, name: bytes, block_tokens: int, work: Work | None = None) -> Curve:
+        """The curve of a namespace."""
+        if name not in self.namespaces:
+            self.namespaces[name] = Curve(block_tokens, work)
+        return self.namespaces[name]
+
+    def record(self, curve: Curve, hashes: bytes, block_bytes: float, tokens: int, first_block: int = 0) -> None:
+        """A lookup of these blocks, root first: packed hashes, each block with all that is stored for it.
+
+        A lookup that names a tail only counts as its tail.
+        """
+        blocks = len(hashes) // HASH_BYTES
+        curve.asked(first_block, first_block + blocks, tokens)
+        if not blocks:
+            return
+        if not self._threshold:
+            fitting = self._sample_blocks * block_bytes / (self._reach_bytes or block_bytes)
+            self._track_below(int(WHOLE * min(1.0, fitting)))
+        path = self._hottest.walk(hashes) if first_block == 0 else []
+        hot = sum(span.blocks for span in path)
+        keys, places = self._sampled(hashes, hot)
+        first = hashes[hot * HASH_BYTES : (hot + 1) * HASH_BYTES]
+        is_due = first_block == 0 and first != b"" and self._hottest.is_due(first)
+        if not (path or keys or is_due):
+            return
+        if self._recency.is_full:
+            self._tidy()
+        self._measure(curve, path, keys, [first_block + place for place in places])
+        moment = self._recency.begin(block_bytes)
+        for span in path:
+            span.moment = moment
+        for key in keys:
+            self._tracked[key] = moment
+        exact, sampled = hot, len(keys)
+        if is_due:
+            span = self._hottest.admit(path, hashes, moment)
+            exact += span.blocks
+            for key, place in zip(keys, places, strict=True):
+                if place < exact:
+                    del self._tracked[key]
+                    sampled -= 1
+        self._recency.add(moment, block_bytes * (exact + sampled / self.rate))
+        if self._hottest.is_full:
+            self._cool()
+        if len(self._tracked) > self._sample_blocks:
+            self._tidy()
+
+    # -- private --------------------------------------------------------------------------------
+    def _measure(self, curve: Curve, path: list[Span], keys: list[bytes], indices: list[int]) -> None:
+        """Distances of what one lookup uses, as they are before it; then its old places are empty."""
+        tracked, weight = self._tracked, 1.0 / self.rate
+        left = dict[Moment, float]()  # and the bytes of this lookup that lie in it
+        distance, last, index = 0.0, None, 0
+        for span in path:
+            moment, end = span.moment, index + span.blocks
+            if not moment.is_forgotten:
+                if moment is not last:
+                    distance, last = self._recency.since(moment), moment
+                curve.used_run(distance + moment.block_bytes, moment.block_bytes, index, end)
+                nbytes = span.blocks * moment.block_bytes
+                distance += nbytes
+                left[moment] = left.get(moment, 0.0) + nbytes
+            index = end
+        for key, index in zip(keys, indices, strict=True):
+            known = tracked.get(key)
+            if known is None or known.is_forgotten:
+                continue
+            if known is not last:
+                distance, last = self._recency.since(known), known
+            curve.used(distance + known.block_bytes, index, weight)
+            nbytes = known.block_bytes * weight
+            distance += nbytes
+            left[known] = left.get(known, 0.0) + nbytes
+        for moment, nbytes in left.items():
+            self._recency.add(moment, -nbytes)
+
+    def _sampled(self, hashes: bytes, start: int) -> tuple[list[bytes], list[int]]:
+        """Tracked blocks of a chain from block `start` on, and where they are."""
+        marks = hashes[start * HASH_BYTES :: HASH_BYTES].translate(self._marks)
+        keys, places = list[bytes](), list[int]()
+        at = marks.find(1)
+        while at >= 0:
+            place = start + at
+            key = hashes[place * HASH_BYTES : (place + 1) * HASH_BYTES]
+            if key < self._below:
+                keys.append(key)
+                places.append(place)
+            at = marks.find(1, at + 1)
+        return keys, places
+
+    def _track_below(self, threshold: int) -> None:
+        self._threshold = max(threshold, 1)
+        whole = self._threshold >= WHOLE
+        self._below = b"\xff" * (HASH_BYTES + 1) if whole else self._threshold.to_bytes(4, "big")
+        self._marks = bytes(first <= (self._threshold - 1) >> 24 for first in range(256))
+
+    def _cool(self) -> None:
+        """Give the coldest of the hottest back to the sample."""
+        for span in self._hottest.prune():
+            if span.moment.is_forgotten:
+                continue
+            keys, _ = self._sampled(span.hashes, 0)
+            self._tracked.update(dict.fromkeys(keys, span.moment))
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Forget what is out of reach; track fewer where that leaves too many; number the moments anew."""
+        if self._reach_bytes is not None:
+            self._recency.forget_beyond(self._reach_bytes)
+            self._tracked = {key: moment for key, moment in self._tracked.items() if not moment.is_forgotten}
+        if len(self._tracked) > self._sample_blocks:
+            while len(self._tracked) > self._sample_blocks * 7 // 8:
+                self._track_below(self._threshold * 7 // 8)
+                self._tracked = {key: moment for key, moment in self._tracked.items() if key < self._below}
+        self._recency.renumber(self._held())
+
+    def _held(self) -> Iterator[tuple[Moment, float]]:
+        weight = 1.0 / self.rate
+        for moment, count in Counter(self._tracked.values()).items():
+            yield moment, count * weight * moment.block_bytes
+        for span in self._hottest.spans():
+            yield span.moment, span.blocks * span.moment.block_bytes
