@@ -56,7 +56,7 @@ class References:
     """Every use of a block in a trace, in order: a request's prompt root to leaf, then what its output made.
 
     An output's block is there to be kept and nothing that could hit. With `count_partial` a last, partial block is a
-    block like any other.
+    block like any other, and a prompt may be resumed behind it.
     """
 
     def __init__(self, trace: Trace, *, count_partial: bool = False, resume_alignment: int | None = None) -> None:
@@ -77,32 +77,34 @@ class References:
         self.unique_blocks = len(numbers)
         self._next, self._is_seen = _next_and_seen(np.array(ids, dtype=np.int64))
         self._depth = np.arange(self.count) - np.repeat(self.starts, lengths)
-        resumable = (self.prompt_tokens - 1) // self.alignment * self.alignment // self.block_tokens
+        limits = self.prompt_blocks * self.block_tokens if count_partial else np.maximum(self.prompt_tokens - 1, 0)
+        self._limits: Positions = np.minimum(limits, self.prompt_blocks * self.block_tokens)
+        self._limits -= self._limits % self.alignment
         self._is_prompt = self._depth < np.repeat(self.prompt_blocks, lengths)
-        self._is_resumable = self._depth < np.repeat(np.minimum(resumable, self.prompt_blocks), lengths)
+        self._is_resumable = self._depth < np.repeat(self._limits // self.block_tokens, lengths)
 
     def infinite(self) -> Bound:
         """What a cache that keeps everything finds."""
         depths = self._prefixes(self._is_seen & self._is_prompt)
-        resumable = np.minimum(depths * self.block_tokens, np.maximum(self.prompt_tokens - 1, 0))
-        return self._bound(None, depths, int((resumable // self.alignment * self.alignment).sum()))
+        reached = np.minimum(depths * self.block_tokens, self._limits)
+        return self._bound(None, depths, reached - reached % self.alignment)
 
     def minimum(self, capacity_blocks: int) -> Bound:
         """What the best cache of so many blocks finds. O(n log n), under a second for a million references."""
         capacity_blocks = max(capacity_blocks, 0)
         depths = self._prefixes(self._kept(capacity_blocks, self._is_prompt))
-        is_the_same = bool((self._is_prompt == self._is_resumable).all())
-        resumed = depths if is_the_same else self._prefixes(self._kept(capacity_blocks, self._is_resumable))
-        return self._bound(capacity_blocks, depths, int(resumed.sum()) * self.block_tokens)
+        is_same = bool((self._is_prompt == self._is_resumable).all())
+        resumed = depths if is_same else self._prefixes(self._kept(capacity_blocks, self._is_resumable))
+        return self._bound(capacity_blocks, depths, resumed * self.block_tokens)
 
-    def _bound(self, capacity_blocks: int | None, depths: Positions, resumed_tokens: int) -> Bound:
+    def _bound(self, capacity_blocks: int | None, depths: Positions, reached: Positions) -> Bound:
         return Bound(
             capacity_blocks=capacity_blocks,
             blocks=int(self.prompt_blocks.sum()),
             input_tokens=int(self.prompt_tokens.sum()),
             hit_blocks=int(depths.sum()),
             hit_tokens=int(np.minimum(depths * self.block_tokens, self.prompt_tokens).sum()),
-            resumed_tokens=resumed_tokens,
+            resumed_tokens=int(np.minimum(reached, self.prompt_tokens).sum()),
         )
 
     def _kept(self, capacity_blocks: int, is_worth: Flags) -> Flags:

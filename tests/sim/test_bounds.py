@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
+from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore.sim.bounds import References, infinite, minimum
+from kvstore.sim.reading import load_trace
 from kvstore.sim.trace import Trace, TraceRequest
 
 BLOCK = 4  # tokens
@@ -65,7 +68,7 @@ def test_a_partial_block_counts_only_where_asked():
     twice = trace(request([1, 2], tokens=BLOCK + 1), request([1, 2], tokens=BLOCK + 1))
     assert (infinite(twice).blocks, infinite(twice).hit_blocks) == (2, 1)
     counted = infinite(twice, count_partial=True)
-    assert (counted.blocks, counted.hit_blocks, counted.hit_tokens, counted.resumed_tokens) == (4, 2, 5, 4)
+    assert (counted.blocks, counted.hit_blocks, counted.hit_tokens, counted.resumed_tokens) == (4, 2, 5, 5)
 
 
 def test_resume_points_are_where_the_engine_can_resume():
@@ -166,3 +169,41 @@ def textbook_belady(requests: Trace, capacity: int, *, is_closed: bool) -> int:
         if is_closed and now in ends:
             assert all(parents[child] in kept for child in kept if child in parents)
     return hits
+
+
+CONVERSATION, SYNTHETIC = "mooncake_conversation", "mooncake_synthetic"
+FLASH_BLOCK_BYTES = 4 * 449_824  # 512 tokens of V4-Flash rows
+
+
+@pytest.mark.parametrize(
+    ("name", "shares", "optimum", "without_end"),
+    [
+        (CONVERSATION, (1, 5, 10), (24.6, 36.6, 36.6), 36.6),
+        (SYNTHETIC, (5, 10, 20), (39.6, 50.6, 60.8), 64.0),
+    ],
+)
+def test_block_hits_are_those_of_two_other_simulators(name, shares, optimum, without_end):
+    references = References(shared_trace(name), count_partial=True)
+    sizes = [references.unique_blocks * share // 100 for share in shares]
+    found = [100 * references.minimum(size).block_hit_rate for size in sizes]
+    assert found == pytest.approx(list(optimum), abs=0.06)
+    assert 100 * references.infinite().block_hit_rate == pytest.approx(without_end, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("name", "optimum"),
+    [(CONVERSATION, (27.8, 34.5, 37.3, 37.3, 37.3)), (SYNTHETIC, (41.8, 52.8, 62.5, 65.0, 65.0))],
+)
+def test_resumed_tokens_of_v4_flash_rows_are_those_of_another_simulation(name, optimum):
+    references = References(shared_trace(name))
+    sizes = [(gib << 30) // FLASH_BLOCK_BYTES for gib in (4, 8, 16, 32, 64)]
+    found = [100 * references.minimum(size).resumed_token_rate for size in sizes]
+    assert found == pytest.approx(list(optimum), abs=0.06)
+    assert 100 * references.infinite().resumed_token_rate == pytest.approx(optimum[-1], abs=0.06)
+
+
+def shared_trace(name: str) -> Trace:
+    path = Path(__file__).parents[3] / "shared" / "traces" / f"{name}.jsonl.zst"
+    if not path.exists():
+        pytest.skip(f"{name} is not beside the repository, in ../shared/traces")
+    return load_trace(path)
