@@ -43,7 +43,20 @@ def _demo() -> Callable[..., None]:
     return demo_command
 
 
-_COMMANDS = {"demo": _demo, "serve": _serve, "status": _status, "check": _check, "footprint": _footprint}
+def _workload() -> Callable[..., None]:
+    from kvstore.cli.workload import workload_command
+
+    return workload_command
+
+
+_COMMANDS = {
+    "demo": _demo,
+    "serve": _serve,
+    "status": _status,
+    "check": _check,
+    "footprint": _footprint,
+    "workload": _workload,
+}
 
 
 def app_for(arguments: Sequence[str]) -> typer.Typer:
