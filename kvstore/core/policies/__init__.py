@@ -12,6 +12,8 @@ from kvstore.core.policies.lfu import LFU
 from kvstore.core.policies.lru import LRU
 from kvstore.core.policies.s3fifo import S3FIFO
 from kvstore.core.policies.slru import SLRU
+from kvstore.core.policies.tlru import TLRU
+from kvstore.core.policies.ttl import TTL
 from kvstore.core.policy import Policy
 
 POLICIES: dict[str, Callable[[], Policy]] = {
@@ -21,6 +23,8 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     S3FIFO.name: S3FIFO,
     SLRU.name: SLRU,
     GDSF.name: GDSF,
+    TLRU.name: TLRU,
+    TTL.name: TTL,
 }
 
 

@@ -5,7 +5,7 @@ of what went are remembered for each (B1, B2). One that comes back from B1 gives
 more, by its own bytes, times the ratio of the two directories where the other is larger.
 
 Room is made before the object that needs it is announced, so the border moves one eviction later than in the paper.
-Leaf-first order: a queue's end is the coldest leaf in it; what a chosen object of T2 stood on is of T2, too.
+Leaf-first order: a queue's end is the coldest leaf in it; what an object of T2 stands on is of T2, too.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class ArcOrder(TwoQueues):
         self._first_share = min(max(self._first_share, 0.0), most)
         once.take(key)
         again.take(key)
-        self.put(entry, comes_back, entry.last_used)
+        self.put(entry, False, entry.last_used)
+        if comes_back:
+            self.prove(entry, entry.last_used)
         while len(once) and self._bytes[0] + once.nbytes > self._capacity:
             once.forget_oldest()
         while len(again) and sum(self._bytes) + once.nbytes + again.nbytes > 2 * self._capacity:
@@ -53,14 +55,10 @@ class ArcOrder(TwoQueues):
     def used(self, entry: Entry) -> None:
         kept = self._kept.get(entry.facts.key)
         if kept is not None and not kept.is_second:
-            self.move(kept, True, max(kept.place, entry.last_used))
+            self.prove(entry, entry.last_used)
 
     def next_queue(self) -> int:
         return 0 if self._bytes[0] > self._first_share else 1
-
-    def inherit(self, below: Kept, gone: Kept) -> None:
-        if gone.is_second and not below.is_second:
-            self.move(below, True, max(below.place, gone.place))
 
     def left(self, kept: Kept, nbytes: int) -> None:
         self._gone[kept.is_second].add(kept.entry.facts.key, kept.nbytes, kept.place)

@@ -5,9 +5,9 @@ queue, the others leave and their keys are remembered; one that comes back then 
 main queue's end an object that was used goes back to its beginning, with one use less (uses count to three).
 Until the first eviction what the trial has no room for goes to the main queue, as libCacheSim has it.
 
-Leaf-first order: a FIFO's end is the oldest leaf in it. Only the deepest object of a chain is told of a use, so what a
-chosen object stood on takes over its queue, its place and its uses; else the chain above would fail the trial
-that its end had passed. The published policy is not meant for chains and loses to LRU on them (MEASURED section 7).
+Leaf-first order: a FIFO's end is the oldest leaf in it. Only the deepest object of a chain is told of a use, so what
+one in the main queue stands on goes there with it, and what a chosen one stood on takes over its place and its uses.
+Without that the chain above fails the trial that its end has passed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class S3FifoOrder(TwoQueues):
         self._arrivals += 1
         comes_back = self._gone.take(entry.facts.key) is not None
         is_early = not self._has_evicted and self._bytes[0] >= self._trial_bytes
-        self.put(entry, comes_back or is_early, self._arrivals)
+        self.put(entry, False, self._arrivals)
+        if comes_back or is_early:
+            self.prove(entry, self._arrivals)
 
     def used(self, entry: Entry) -> None:
         kept = self._kept.get(entry.facts.key)
@@ -66,11 +68,11 @@ class S3FifoOrder(TwoQueues):
                 return int(kept.is_second)
             self._arrivals += 1
             kept.uses = kept.uses - 1 if kept.is_second else 0
-            self.move(kept, True, self._arrivals)
+            self.prove(kept.entry, self._arrivals)
 
     def inherit(self, below: Kept, gone: Kept) -> None:
         below.uses = min(below.uses + gone.uses, MOST_USES)
-        self.move(below, below.is_second or gone.is_second, max(below.place, gone.place))
+        self.move(below, below.is_second, max(below.place, gone.place))
 
     def left(self, kept: Kept, nbytes: int) -> None:
         if not kept.is_second:

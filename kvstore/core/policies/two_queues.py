@@ -43,7 +43,6 @@ class TwoQueues:
 
     def inherit(self, below: Kept, gone: Kept) -> None:
         """What stood on `below` was chosen: every request that used the one had used the other."""
-        raise NotImplementedError
 
     def next_queue(self) -> int:
         """The queue that should give the next victim; the other does where this has no candidate."""
@@ -119,6 +118,19 @@ class TwoQueues:
         kept.is_second, kept.place = is_second, place
         if is_offered:
             self._candidates[is_second].add(key, place)
+
+    def prove(self, entry: Entry, place: float) -> None:
+        """To the second queue with it and what it stands on: who used the one used the other.
+
+        An object in the second queue stands on such only, so the way up ends at the first that is there.
+        """
+        above: Entry | None = entry
+        while above is not None:
+            kept = self._kept.get(above.facts.key)
+            if kept is None or (kept.is_second and above is not entry):
+                return
+            self.move(kept, True, max(kept.place, place))
+            above = stands_on(above)
 
     def __contains__(self, key: BlockKey) -> bool:
         return key in self._candidates[0] or key in self._candidates[1]
