@@ -102,6 +102,7 @@ def find(namespace: Namespace, request: Request, placement: Placement, cost: Cos
         plan=plan,
         snapshots=placement.snapshots(
             above_tokens=plan.tokens,
+            rows_tokens=min(rows.end_tokens, request.prompt_tokens),
             prompt_tokens=request.prompt_tokens,
             breakpoints=request.hints.breakpoints,
             alignment=layout.resume_alignment,

@@ -4,6 +4,8 @@ every        each boundary that can be resumed
 interval:N   multiples of N
 ends         the last boundary below the prompt's end, so that the same prompt sent again can resume; the last one
              at or before the end of output; each breakpoint of the request
+ends+junctions   the same, and where a request leaves a chain that others share: the deepest stored rows, where they
+             reach beyond the best resume point. At first sight: the next request that leaves there resumes there
 none         nowhere
 """
 
@@ -21,6 +23,7 @@ class PlacementKind(Enum):
     EVERY = "every"
     INTERVAL = "interval"
     ENDS = "ends"
+    JUNCTIONS = "ends+junctions"
     NONE = "none"
 
 
@@ -34,7 +37,7 @@ class Placement:
 
     @classmethod
     def parse(cls, text: str, replay: bool = True) -> Placement:
-        """From `every`, `interval:N`, `ends` or `none`.
+        """From `every`, `interval:N`, `ends`, `ends+junctions` or `none`.
 
         >>> Placement.parse("interval:1024").interval_tokens
         1024
@@ -45,13 +48,16 @@ class Placement:
                 raise ConfigError(f"placement {text!r} names no interval: write interval:N with N tokens")
             return cls(PlacementKind.INTERVAL, int(argument), replay)
         if argument or name not in {kind.value for kind in PlacementKind}:
-            raise ConfigError(f"placement {text!r} is unknown: choose every, interval:N, ends or none")
+            raise ConfigError(f"placement {text!r} is unknown: choose every, interval:N, ends, ends+junctions or none")
         return cls(PlacementKind(name), 0, replay)
 
     def snapshots(
-        self, *, above_tokens: int, prompt_tokens: int, breakpoints: Sequence[int], alignment: int
+        self, *, above_tokens: int, rows_tokens: int, prompt_tokens: int, breakpoints: Sequence[int], alignment: int
     ) -> Snapshots:
-        """What the worker should take while it computes from `above_tokens` on; boundaries are aligned down."""
+        """What the worker should take while it computes from `above_tokens` on; boundaries are aligned down.
+
+        `rows_tokens` of the prompt are stored as rows.
+        """
         if self.kind is PlacementKind.NONE:
             return Snapshots()
         if self.kind is PlacementKind.EVERY:
@@ -60,6 +66,8 @@ class Placement:
             return Snapshots(every=-(-self.interval_tokens // alignment) * alignment)
         wanted = {_aligned(prompt_tokens - 1, alignment)}
         wanted |= {_aligned(point, alignment) for point in breakpoints if point <= prompt_tokens}
+        if self.kind is PlacementKind.JUNCTIONS:
+            wanted.add(_aligned(rows_tokens, alignment))
         at = sorted(tokens for tokens in wanted if tokens > above_tokens)
         return Snapshots(at=tuple(at[-MAX_SNAPSHOTS:]), at_output_end=True)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from kvstore.core.actions import Action, Copy
 from kvstore.core.errors import ConfigError
-from kvstore.core.keys import HASH_BYTES, BlockKey, Chain, Tier
+from kvstore.core.keys import HASH_BYTES, PAGE_BYTES, Chain, Tier
 from kvstore.core.layout import ModelLayout
 from kvstore.core.lineage import ROOT_LINEAGE
 from kvstore.core.match import Hints, Match, PlanKind, Speeds
@@ -54,8 +54,7 @@ class SimResult:
     input_tokens: int = 0
     blocks: int = 0  # of prompts: those that could be stored
     hit_blocks: int = 0  # of them, found as unbroken rows from the start
-    resumed_tokens: int = 0  # where work went on: rows with a state, or with a replay's result
-    computed_tokens: int = 0  # input tokens that the plan computes, a replay's included
+    resumed_tokens: int = 0  # not computed: rows under a state, or in front of a replay
     by_tier: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # resumed tokens, by the coldest tier
     by_kind: dict[str, list[int]] = field(default_factory=dict)  # kind -> [input tokens, resumed tokens]
     by_mode: dict[str, list[int]] = field(default_factory=dict)
@@ -113,7 +112,7 @@ class Simulation:
         )
         self.planner.grow(Tier.HOST, REGIONS)
         if settings.disk_bytes and not settings.is_ideal_space:
-            segment = self.planner.spaces[Tier.DISK].region_pages * 4096
+            segment = self.planner.spaces[Tier.DISK].region_pages * PAGE_BYTES
             self.planner.grow(Tier.DISK, settings.disk_bytes // segment)
         self.planner.add_namespace(NAMESPACE, ROOT, self._layout)
         self._lengths = [group.nbytes for group in self._layout.groups]
@@ -143,23 +142,22 @@ class Simulation:
         )
         self._run(actions)
         self._count(request, match, blocks)
-        self._put(request, chain, match, hints, prompt_tokens)
+        self._put(request, chain, match, hints)
         if match.lease is not None:
             planner.release(match.lease)
         return match
 
     def _count(self, request: TraceRequest, match: Match, blocks: int) -> None:
         result, plan = self.result, match.plan
-        resumed = min(plan.tokens, request.input_tokens)
+        # a replay computes its window anew: only what is in front of it was saved
+        saved = plan.compute_from if plan.kind is PlanKind.REPLAY else plan.tokens
+        resumed = min(saved, request.input_tokens)
         result.requests += 1
         result.input_tokens += request.input_tokens
         result.blocks += blocks
         result.block_refs += blocks
         result.hit_blocks += match.rows_tokens // self._layout.block_tokens
         result.resumed_tokens += resumed
-        result.computed_tokens += request.input_tokens - plan.compute_from if plan.kind is not PlanKind.COLD else (
-            request.input_tokens
-        )  # fmt: skip
         result.reasons[match.reason.value] += 1
         if plan.tier is not None:
             result.by_tier[plan.tier.value] += resumed
@@ -170,7 +168,7 @@ class Simulation:
                 row[0] += request.input_tokens
                 row[1] += resumed
 
-    def _put(self, request: TraceRequest, chain: Chain, match: Match, hints: Hints, prompt_tokens: int) -> None:
+    def _put(self, request: TraceRequest, chain: Chain, match: Match, hints: Hints) -> None:
         """What a worker stores: the rows that it computed, and states where the match told it to."""
         block, ids = self._layout.block_tokens, request.output_ids
         whole = chain if not ids else Chain(0, ROOT, chain.hashes + chain_of(ids).hashes)
@@ -179,7 +177,9 @@ class Simulation:
         output_end = (request.input_tokens + request.output_tokens) // block * block
         output_end = min(output_end, whole.blocks * block)
         if snapshots.every:
-            ends |= set(range((first * block // snapshots.every + 1) * snapshots.every, output_end + 1, snapshots.every))
+            ends |= set(
+                range((first * block // snapshots.every + 1) * snapshots.every, output_end + 1, snapshots.every)
+            )
         alignment = self._layout.resume_alignment
         if snapshots.at_output_end:
             ends.add(output_end - output_end % alignment)
@@ -219,10 +219,6 @@ class Simulation:
                 self.result.disk_bytes_written += copy.facts.raw_bytes
             more = more + self.planner.arrived(key, generation, copy.target, self._now)
             waiting += [action for action in more if isinstance(action, Copy)]
-
-    def entry_bytes(self, key: BlockKey) -> int:
-        entry = self.planner.entry(key)
-        return 0 if entry is None else entry.facts.raw_bytes
 
 
 def chain_of(ids: Iterable[int]) -> Chain:
