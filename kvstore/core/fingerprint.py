@@ -7,7 +7,7 @@ SHA-256 over it is the fingerprint. Golden vectors are in tests/core/golden_fing
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 
@@ -27,6 +27,11 @@ def differing_fields(ours: ModelLayout, theirs: ModelLayout) -> tuple[str, ...]:
     Where a tuple's length differs, ``layers.count`` names it and only items that both have are compared.
     """
     return tuple(_differences(ours, theirs, ""))
+
+
+def nearest_differing(layout: ModelLayout, others: Sequence[ModelLayout]) -> tuple[tuple[str, ...], ModelLayout | None]:
+    """Fields in which the most similar other layout differs, and that layout; nothing without one."""
+    return min(((differing_fields(layout, other), other) for other in others), key=_count, default=((), None))
 
 
 def encode(value: object) -> bytes:
@@ -51,6 +56,10 @@ def encode(value: object) -> bytes:
         parts = (_framed(b"K", field.name.encode()) + encode(getattr(value, field.name)) for field in fields(value))
         return _framed(b"O", b"".join(parts))
     raise TypeError(f"a layout holds no {type(value).__name__}")
+
+
+def _count(found: tuple[tuple[str, ...], ModelLayout]) -> int:
+    return len(found[0])
 
 
 def _framed(tag: bytes, body: bytes) -> bytes:

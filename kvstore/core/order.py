@@ -40,6 +40,12 @@ class Heap:
     def discard(self, key: BlockKey) -> None:
         self._live.pop(key, None)
 
+    def ahead_of(self, key: BlockKey) -> int:
+        """Candidates that go before this one. Looks at all of them."""
+        rank, arrival = self._live[key]
+        own = (rank, -key.group, arrival)
+        return sum((other, -name.group, came) < own for name, (other, came) in self._live.items())
+
     def first(self) -> tuple[float, BlockKey] | None:
         """The candidate that would go next, and its rank."""
         while self._heap:

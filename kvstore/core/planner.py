@@ -22,6 +22,7 @@ from kvstore.core.actions import Action, Copy
 from kvstore.core.climb import with_states
 from kvstore.core.copies import Copies
 from kvstore.core.cost import CostModel
+from kvstore.core.ghosts import Departure, Ghosts
 from kvstore.core.ideal import IdealSpace
 from kvstore.core.index import CopyStatus, Entry, Facts, Held, Namespace, Node
 from kvstore.core.keys import PAGE_BYTES, BlockKey, Chain, Tier
@@ -29,7 +30,8 @@ from kvstore.core.layout import ModelLayout
 from kvstore.core.lease import Lease, Leases, Pin
 from kvstore.core.lifetimes import Lifetimes
 from kvstore.core.match import Hints, Match, SessionEvent
-from kvstore.core.matching import Request, deepest, find, is_readable
+from kvstore.core.matching import Found, Request, deepest, find, is_readable
+from kvstore.core.misses import LastLookup, Misses, first_missing, last_lookup
 from kvstore.core.policies.lru import LRU
 from kvstore.core.policy import Policy
 from kvstore.core.reserve import ObjectSpec, ReserveStatus
@@ -59,7 +61,8 @@ class Planner:
         self.spaces = {Tier.HOST: host, Tier.DISK: disk}
         self.namespaces: dict[bytes, Namespace] = {}
         self.leases = Leases()
-        self._room = Room(self.spaces, policy or LRU())
+        self.misses = Misses(Ghosts(settings.host_bytes + settings.disk_bytes))
+        self._room = Room(self.spaces, policy or LRU(), self.misses.ghosts.left)
         self._copies = Copies(self._room, self.counts)
         self._lifetimes = Lifetimes(self._room)
         self._reserving = Reserving(self._room, self._copies, self._lifetimes, first_generation)
@@ -151,6 +154,18 @@ class Planner:
         touched, self._lifetimes.touched = self._lifetimes.touched, set()
         return touched
 
+    @property
+    def room(self) -> Room:
+        """For `explain.py`, which looks and changes nothing."""
+        return self._room
+
+    def asked(self, name: bytes, request: Request, now: float) -> LastLookup:
+        """What a lookup would find and lack now: no lease, no use, no count."""
+        namespace = self.namespaces[name]
+        found = find(namespace, request, self.settings.placement, self._costs[name])
+        missing = first_missing(request, found, namespace, self.misses.ghosts, self.namespaces.values())
+        return last_lookup(request, found, namespace, missing, now)
+
     def check(self) -> None:
         """Assert every invariant; tests call it after each step."""
         invariants.check(self._room, self.leases, self.namespaces.values())
@@ -159,7 +174,7 @@ class Planner:
     def lookup(self, name: bytes, request: Request, owner: bytes, now: float) -> tuple[Match, list[Action]]:
         """Match a chain, lease what the plan needs, promote what of it is cold."""
         found = find(self.namespaces[name], request, self.settings.placement, self._costs[name])
-        match = found.match
+        match = self._judged(name, request, found, now)
         self.counts.lookups += 1
         self.counts.asked_tokens += request.prompt_tokens
         self.counts.hit_tokens += match.plan.tokens
@@ -231,7 +246,10 @@ class Planner:
         states of their block. Facts are those of wanted objects.
         """
         writing = Writing(self.namespaces[name], chain, lineage, writer, hints, written_at, now)
+        self.misses.ghosts.now = now
         statuses, facts = self._reserving.reserve(writing, list(objects))
+        if ReserveStatus.NO_ROOM in statuses:
+            self.misses.ghosts.refused(chain, objects, statuses)
         self.counts.other_lineage += statuses.count(ReserveStatus.OTHER_LINEAGE)
         return statuses, facts, writing.actions
 
@@ -241,7 +259,9 @@ class Planner:
 
     def failed(self, key: BlockKey, generation: int, tier: Tier, now: float) -> list[Action]:
         """A copy that was under way will not come."""
-        return self._copies.failed(key, generation, tier)
+        self.misses.ghosts.now = now
+        with self.misses.ghosts.because(Departure.UNFINISHED, key):
+            return self._copies.failed(key, generation, tier)
 
     def encoded(
         self, key: BlockKey, generation: int, frame_bytes: int, now: float
@@ -256,7 +276,8 @@ class Planner:
         if entry is None or entry.facts.generation != generation or not entry.is_ready(tier):
             return []
         self.counts.lost += 1
-        drops = self._room.lose(entry, tier)
+        with self.misses.ghosts.because(Departure.CORRUPT, key):
+            drops = self._room.lose(entry, tier)
         if entry.is_ready(Tier.HOST):  # what stands on it on disk would not survive a restart without it
             self._copies.write_again(entry)
         return list(drops)
@@ -267,7 +288,8 @@ class Planner:
         if entry is None:
             return []
         self.counts.lost += 1
-        return list(self._room.forget_all(entry))
+        with self.misses.ghosts.because(Departure.REPORTED, key):
+            return list(self._room.forget_all(entry))
 
     def session(
         self, name: bytes, session: str, event: SessionEvent, now: float, gap_seconds: float | None = None
@@ -327,7 +349,10 @@ class Planner:
     def tick(self, now: float) -> list[Action]:
         """End leases and pins that are due, drop what was unused for its TTL, retry failed copies to disk."""
         self._room.review_all(self.leases.expire(now))
-        actions = self._lifetimes.expire(now) + self._copies.retry_writes()
+        self.misses.ghosts.now = now
+        with self.misses.ghosts.because(Departure.EXPIRED):
+            actions = self._lifetimes.expire(now)
+        actions += self._copies.retry_writes()
         self.counts.expired = self._lifetimes.expired
         return actions
 
@@ -355,6 +380,12 @@ class Planner:
         return True
 
     # -- private --------------------------------------------------------------------------------
+    def _judged(self, name: bytes, request: Request, found: Found, now: float) -> Match:
+        """The match with the reason that the store's memory of what left gives it; counted and kept."""
+        self.misses.ghosts.now = now
+        reason = self.misses.judge(request, found, self.namespaces[name], self.namespaces.values())
+        return found.match if reason is found.match.reason else replace(found.match, reason=reason)
+
     def _remember(self, name: bytes, session: str, node: Node) -> None:
         if not session:
             return

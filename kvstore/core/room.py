@@ -12,7 +12,7 @@ Leases and pins hold an object's copies on every tier; ancestors are held by the
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 
 from kvstore.core.actions import Drop
 from kvstore.core.index import CopyStatus, Entry, Held, Node, attach_copy, detach_copy
@@ -27,9 +27,14 @@ CLOSE_LOOKS = 64  # regions examined for one that can be emptied; together they 
 class Room:
     """Space, candidates and the rules of dropping. Owns no index: entries come in by reference."""
 
-    def __init__(self, spaces: dict[Tier, Space], policy: Policy) -> None:
+    def __init__(
+        self, spaces: dict[Tier, Space], policy: Policy, left: Callable[[Entry, tuple[Tier, Hashable] | None], None]
+    ) -> None:
+        """`left` hears of each entry that is forgotten, and for whom room was made last, as (tier, owner)."""
         self.spaces = spaces
         self.policy = policy
+        self._left = left
+        self._making: tuple[Tier, Hashable] | None = None
         self.doomed: dict[tuple[BlockKey, int, Tier], Held] = {}  # dropped from the index while still in use
         self.unwritten: dict[BlockKey, None] = {}  # not on disk: the copy there failed, went bad or was dropped
         self._last_stamp = 0
@@ -44,6 +49,17 @@ class Room:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def orders(self) -> Iterator[tuple[tuple[Tier, Hashable], Order]]:
+        """Every order there is, by tier and pool of owners."""
+        return iter(self._orders.items())
+
+    def order_of(self, entry: Entry, tier: Tier) -> Order | None:
+        """The order that ranks this copy; None without one that has its place."""
+        held = entry.held(tier)
+        if held is None or not (tier is Tier.HOST or held.slots):
+            return None
+        return self._order(tier, self.owner(entry, tier))
 
     # -- copies come ----------------------------------------------------------------------------
     def attach(self, entry: Entry, tier: Tier, held: Held) -> None:
@@ -146,6 +162,7 @@ class Room:
         space = self.spaces[tier]
         if space.slots_in_region(slot_pages) == 0:
             return False
+        self._making = (tier, owner)
         while (missing := count - space.room(owner, slot_pages)) > 0:
             first = self._order(tier, owner).first()
             colder_than = self._entries[first].last_used if first is not None else None
@@ -298,6 +315,7 @@ class Room:
         key, node = entry.facts.key, entry.node
         if self._entries.get(key) is entry:
             del self._entries[key]
+            self._left(entry, self._making)
             node.namespace.contents.count_entry(entry, -1)
             self.unwritten.pop(key, None)
         if entry.is_rows:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from kvstore.core.errors import InvalidInput
+from kvstore.core.keys import HASH_BYTES
 from kvstore.daemon.calls import Calls
 from kvstore.daemon.workers import Workers
+from kvstore.rpc.convert import hash_from_wire, text_from_wire
 from kvstore.rpc.enums import TIER
+from kvstore.rpc.explanations import explanation_to_wire, victims_to_wire
 from kvstore.rpc.generated import admin_pb2 as pb
+from kvstore.rpc.limits import MAX_BATCH_BLOCKS, MAX_EXPLAINED_LOOKUPS, MAX_EXPLAINED_OBJECTS, MAX_TOKENS
+from kvstore.store.explaining import Question
 from kvstore.store.objects import NamespaceState, TierState
 from kvstore.store.store import Store
 
@@ -51,6 +57,35 @@ class AdminService:
             lock_held_seconds=state.lock.held,
             lock_waited_seconds=state.lock.waited,
             lock_longest_seconds=state.lock.longest,
+        )
+
+    def explain(self, request: pb.ExplainRequest, deadline: float) -> pb.ExplainResponse:
+        if len(request.hashes) % HASH_BYTES or len(request.hashes) > MAX_BATCH_BLOCKS * HASH_BYTES:
+            raise InvalidInput(
+                f"hashes have {len(request.hashes)} bytes: send {HASH_BYTES} a block, of at most {MAX_BATCH_BLOCKS}"
+            )
+        if request.namespace_id:
+            hash_from_wire(request.namespace_id, "namespace_id")
+        if request.prompt_tokens > MAX_TOKENS:
+            raise InvalidInput(f"prompt_tokens={request.prompt_tokens} is out of range: send at most {MAX_TOKENS}")
+        question = Question(
+            text_from_wire(request.session, "session"),
+            request.hashes,
+            request.namespace_id,
+            request.prompt_tokens,
+            min(request.max_objects, MAX_EXPLAINED_OBJECTS),
+            min(request.max_lookups or 1, MAX_EXPLAINED_LOOKUPS),
+        )
+        found = self._store.explain(question)
+        return pb.ExplainResponse(
+            lookups=[
+                explanation_to_wire(each, found.layouts[each.lookup.namespace], found.now)
+                for each in found.explanations
+            ],
+            victims=victims_to_wire(found.victims, {name: layout.model for name, layout in found.layouts.items()}),
+            policy=found.policy,
+            uptime_seconds=self._clock() - self._started,
+            ghosts=found.ghosts,
         )
 
 

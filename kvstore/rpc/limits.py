@@ -21,3 +21,5 @@ MAX_REASON = 500  # characters of a Report
 MAX_HANDOFF_SECONDS = 600.0  # whoever comes later than that computes again
 MAX_HANDOFF_BYTES = 8 << 30  # V4-Pro's whole cache at a million tokens takes 5.2 GB
 MAX_PIN_SECONDS = 30 * 86_400.0
+MAX_EXPLAINED_OBJECTS = 1024  # of one lookup
+MAX_EXPLAINED_LOOKUPS = 64

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from kvstore.core.keys import PAGE_BYTES, Tier
+from kvstore.core.match import MissReason
 from kvstore.store.kept import Kept
 from kvstore.store.objects import NamespaceState, StoreStatus, TierState
 
@@ -16,10 +17,14 @@ def figures(kept: Kept) -> StoreStatus:
         objects: Counter[Tier] = Counter()
         for content in contents.values():
             objects.update(content.copies)
-        counts = kept.planner.counts
+        counts, misses = kept.planner.counts, kept.planner.misses
         counters = dict(kept.counters)
         counters |= {f"evicted_{tier.value}": count for tier, count in counts.evicted.items()}
         counters |= {"expired": counts.expired, "lost": counts.lost, "other_lineage": counts.other_lineage}
+        counters |= {
+            f"missed_{_word(why)}": count for why, count in misses.lookups.items() if why is not MissReason.NONE
+        }
+        counters |= {f"missed_{_word(why)}_tokens": count for why, count in misses.tokens.items()}
         return StoreStatus(
             tiers=tuple(_tier_state(kept, tier, objects[tier]) for tier in _tiers(kept)),
             namespaces=tuple(
@@ -35,6 +40,10 @@ def figures(kept: Kept) -> StoreStatus:
             handoff_bytes=kept.handoffs.used_bytes,
             lock=kept.lock.figures(),
         )
+
+
+def _word(reason: MissReason) -> str:
+    return reason.name.lower()
 
 
 def _tiers(kept: Kept) -> list[Tier]:

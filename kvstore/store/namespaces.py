@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 
 from kvstore.core.errors import LayoutMismatch, TierFault
-from kvstore.core.fingerprint import differing_fields, fingerprint
+from kvstore.core.fingerprint import fingerprint, nearest_differing
 from kvstore.core.keys import Tier
 from kvstore.core.layout import ModelLayout
 from kvstore.core.layout_json import dump_layout
@@ -31,7 +30,7 @@ class Namespaces:
         with self._kept.lock:
             is_known = name in self._kept.namespaces
             others = [other.layout for other in self._kept.namespaces.values() if other.tenant == tenant]
-        nearest = _nearest(layout, [other for other in others if other.model == layout.model and other != layout])
+        nearest, _ = nearest_differing(layout, [one for one in others if one.model == layout.model and one != layout])
         if not is_known:
             if existing_only and nearest:
                 raise LayoutMismatch(
@@ -75,8 +74,3 @@ class Namespaces:
                     return
                 with self._kept.lock:
                     self._kept.unnamed.pop(name, None)
-
-
-def _nearest(layout: ModelLayout, others: Sequence[ModelLayout]) -> tuple[str, ...]:
-    """Fields in which the most similar other layout differs; empty without one."""
-    return min((differing_fields(layout, other) for other in others), key=len, default=())

@@ -24,6 +24,7 @@ from kvstore.core.matching import Request
 from kvstore.core.reserve import Durability, ObjectSpec, PutStatus
 from kvstore.core.settings import Settings, segment_pages
 from kvstore.core.space import region_pages
+from kvstore.store.explaining import Explained, Question, explain
 from kvstore.store.figures import figures
 from kvstore.store.handoffs import HandoffKeeper
 from kvstore.store.kept import Kept
@@ -251,6 +252,10 @@ class Store:
     def unpin(self, id: int) -> bool:
         with self._kept.lock:
             return self._kept.planner.unpin(id)
+
+    def explain(self, question: Question) -> Explained:
+        """Why lookups got less than their prompt, and what would be evicted next."""
+        return explain(self._kept, question)
 
     def status(self) -> StoreStatus:
         """Figures for operators."""

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from kvstore.rpc.generated import kvstore_pb2 as _kvstore_pb2
 import builtins as _builtins
 import sys
@@ -18,6 +19,54 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ObjectClass:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ObjectClassEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ObjectClass.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OBJECT_CLASS_UNSPECIFIED: _ObjectClass.ValueType  # 0
+    OBJECT_CLASS_SESSION: _ObjectClass.ValueType  # 1
+    OBJECT_CLASS_SHARED: _ObjectClass.ValueType  # 2
+    OBJECT_CLASS_SCRATCH: _ObjectClass.ValueType  # 3
+    OBJECT_CLASS_PINNED: _ObjectClass.ValueType  # 4
+
+class ObjectClass(_ObjectClass, metaclass=_ObjectClassEnumTypeWrapper): ...
+
+OBJECT_CLASS_UNSPECIFIED: ObjectClass.ValueType  # 0
+OBJECT_CLASS_SESSION: ObjectClass.ValueType  # 1
+OBJECT_CLASS_SHARED: ObjectClass.ValueType  # 2
+OBJECT_CLASS_SCRATCH: ObjectClass.ValueType  # 3
+OBJECT_CLASS_PINNED: ObjectClass.ValueType  # 4
+Global___ObjectClass: _TypeAlias = ObjectClass  # noqa: Y015
+
+class _Departure:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DepartureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Departure.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DEPARTURE_UNSPECIFIED: _Departure.ValueType  # 0
+    DEPARTURE_EVICTED: _Departure.ValueType  # 1
+    DEPARTURE_EXPIRED: _Departure.ValueType  # 2
+    DEPARTURE_CORRUPT: _Departure.ValueType  # 3
+    DEPARTURE_REPORTED: _Departure.ValueType  # 4
+    DEPARTURE_UNFINISHED: _Departure.ValueType  # 5
+    DEPARTURE_WITH_PARENT: _Departure.ValueType  # 6
+    DEPARTURE_REFUSED: _Departure.ValueType  # 7
+
+class Departure(_Departure, metaclass=_DepartureEnumTypeWrapper): ...
+
+DEPARTURE_UNSPECIFIED: Departure.ValueType  # 0
+DEPARTURE_EVICTED: Departure.ValueType  # 1
+DEPARTURE_EXPIRED: Departure.ValueType  # 2
+DEPARTURE_CORRUPT: Departure.ValueType  # 3
+DEPARTURE_REPORTED: Departure.ValueType  # 4
+DEPARTURE_UNFINISHED: Departure.ValueType  # 5
+DEPARTURE_WITH_PARENT: Departure.ValueType  # 6
+DEPARTURE_REFUSED: Departure.ValueType  # 7
+Global___Departure: _TypeAlias = Departure  # noqa: Y015
 
 @_typing.final
 class StatusRequest(_message.Message):
@@ -218,3 +267,384 @@ class StatusResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusResponse: _TypeAlias = StatusResponse  # noqa: Y015
+
+@_typing.final
+class ExplainRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    HASHES_FIELD_NUMBER: _builtins.int
+    NAMESPACE_ID_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_OBJECTS_FIELD_NUMBER: _builtins.int
+    MAX_LOOKUPS_FIELD_NUMBER: _builtins.int
+    session: _builtins.str
+    """The last lookup of this session; of a chain where `hashes` are given; of every session where neither is."""
+    hashes: _builtins.bytes
+    """Packed prefix hashes from block 0 on, 32 bytes each: what a lookup of them would find now."""
+    namespace_id: _builtins.bytes
+    """Of the chain; empty: the namespace that knows its first block."""
+    prompt_tokens: _builtins.int
+    """Of the chain; 0: its whole blocks and one token."""
+    max_objects: _builtins.int
+    """Objects described per lookup, the deepest first; at most 1024."""
+    max_lookups: _builtins.int
+    """Lookups described, the latest first; 0: one; at most 64."""
+    def __init__(
+        self,
+        *,
+        session: _builtins.str = ...,
+        hashes: _builtins.bytes = ...,
+        namespace_id: _builtins.bytes = ...,
+        prompt_tokens: _builtins.int = ...,
+        max_objects: _builtins.int = ...,
+        max_lookups: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hashes", b"hashes", "max_lookups", b"max_lookups", "max_objects", b"max_objects", "namespace_id", b"namespace_id", "prompt_tokens", b"prompt_tokens", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainRequest: _TypeAlias = ExplainRequest  # noqa: Y015
+
+@_typing.final
+class RoomOwner(_message.Message):
+    """For whom room is made in a tier: a namespace's slots on the host, a size class of slots on disk."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: _builtins.int
+    NAMESPACE_ID_FIELD_NUMBER: _builtins.int
+    SLOT_PAGES_FIELD_NUMBER: _builtins.int
+    tier: _kvstore_pb2.Tier.ValueType
+    namespace_id: _builtins.bytes
+    slot_pages: _builtins.int
+    def __init__(
+        self,
+        *,
+        tier: _kvstore_pb2.Tier.ValueType = ...,
+        namespace_id: _builtins.bytes = ...,
+        slot_pages: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace_id", b"namespace_id", "slot_pages", b"slot_pages", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoomOwner: _TypeAlias = RoomOwner  # noqa: Y015
+
+@_typing.final
+class Ghost(_message.Message):
+    """What is known of an object that is not stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPARTURE_FIELD_NUMBER: _builtins.int
+    SECONDS_AGO_FIELD_NUMBER: _builtins.int
+    AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    ROOM_FOR_FIELD_NUMBER: _builtins.int
+    departure: Global___Departure.ValueType
+    seconds_ago: _builtins.float
+    age_seconds: _builtins.float
+    """How long it had not been used when it left."""
+    @_builtins.property
+    def room_for(self) -> Global___RoomOwner:
+        """Of an evicted one; unset where it is not known."""
+
+    def __init__(
+        self,
+        *,
+        departure: Global___Departure.ValueType = ...,
+        seconds_ago: _builtins.float = ...,
+        age_seconds: _builtins.float = ...,
+        room_for: Global___RoomOwner | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["room_for", b"room_for"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "departure", b"departure", "room_for", b"room_for", "seconds_ago", b"seconds_ago"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ghost: _TypeAlias = Ghost  # noqa: Y015
+
+@_typing.final
+class EvictionPlace(_message.Message):
+    """The place of a copy in the order of eviction of its tier."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: _builtins.int
+    AHEAD_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    tier: _kvstore_pb2.Tier.ValueType
+    ahead: _builtins.int
+    """Candidates that go before it; unset where the policy cannot tell, or there are too many to look."""
+    candidates: _builtins.int
+    def __init__(
+        self,
+        *,
+        tier: _kvstore_pb2.Tier.ValueType = ...,
+        ahead: _builtins.int | None = ...,
+        candidates: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ahead", b"_ahead", "ahead", b"ahead"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ahead", b"_ahead", "ahead", b"ahead", "candidates", b"candidates", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ahead: _TypeAlias = _typing.Literal["ahead"]  # noqa: Y015
+    _WhichOneofArgType__ahead: _TypeAlias = _typing.Literal["_ahead", b"_ahead"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ahead) -> _WhichOneofReturnType__ahead | None: ...
+
+Global___EvictionPlace: _TypeAlias = EvictionPlace  # noqa: Y015
+
+@_typing.final
+class StoredObject(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCK_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    OBJECT_CLASS_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
+    USES_FIELD_NUMBER: _builtins.int
+    UNUSED_SECONDS_FIELD_NUMBER: _builtins.int
+    LEASES_FIELD_NUMBER: _builtins.int
+    PINS_FIELD_NUMBER: _builtins.int
+    IS_IN_USE_FIELD_NUMBER: _builtins.int
+    RAW_BYTES_FIELD_NUMBER: _builtins.int
+    block: _builtins.int
+    group: _builtins.int
+    object_class: Global___ObjectClass.ValueType
+    uses: _builtins.int
+    unused_seconds: _builtins.float
+    leases: _builtins.int
+    pins: _builtins.int
+    is_in_use: _builtins.bool
+    raw_bytes: _builtins.int
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedScalarFieldContainer[_kvstore_pb2.Tier.ValueType]: ...
+    @_builtins.property
+    def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___EvictionPlace]:
+        """Where it is a candidate for eviction."""
+
+    def __init__(
+        self,
+        *,
+        block: _builtins.int = ...,
+        group: _builtins.int = ...,
+        object_class: Global___ObjectClass.ValueType = ...,
+        tiers: _abc.Iterable[_kvstore_pb2.Tier.ValueType] | None = ...,
+        places: _abc.Iterable[Global___EvictionPlace] | None = ...,
+        uses: _builtins.int = ...,
+        unused_seconds: _builtins.float = ...,
+        leases: _builtins.int = ...,
+        pins: _builtins.int = ...,
+        is_in_use: _builtins.bool = ...,
+        raw_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "group", b"group", "is_in_use", b"is_in_use", "leases", b"leases", "object_class", b"object_class", "pins", b"pins", "places", b"places", "raw_bytes", b"raw_bytes", "tiers", b"tiers", "unused_seconds", b"unused_seconds", "uses", b"uses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredObject: _TypeAlias = StoredObject  # noqa: Y015
+
+@_typing.final
+class LookupExplanation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ClassesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    NAMESPACE_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    SECONDS_AGO_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    PLAN_TOKENS_FIELD_NUMBER: _builtins.int
+    ROWS_TOKENS_FIELD_NUMBER: _builtins.int
+    BLOCK_TOKENS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MISSING_BLOCK_FIELD_NUMBER: _builtins.int
+    MISSING_GROUP_FIELD_NUMBER: _builtins.int
+    GHOST_FIELD_NUMBER: _builtins.int
+    STATE_GHOST_FIELD_NUMBER: _builtins.int
+    STATE_GHOST_BLOCK_FIELD_NUMBER: _builtins.int
+    SHARED_BLOCKS_FIELD_NUMBER: _builtins.int
+    CONTINUATIONS_FIELD_NUMBER: _builtins.int
+    DEEPEST_BLOCK_FIELD_NUMBER: _builtins.int
+    IS_DEEPEST_PARTIAL_FIELD_NUMBER: _builtins.int
+    DIFFERING_FIELDS_FIELD_NUMBER: _builtins.int
+    NAMESAKE_ROWS_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
+    CLASSED_BLOCKS_FIELD_NUMBER: _builtins.int
+    session: _builtins.str
+    namespace_id: _builtins.bytes
+    model: _builtins.str
+    seconds_ago: _builtins.float
+    prompt_tokens: _builtins.int
+    kind: _kvstore_pb2.PlanKind.ValueType
+    plan_tokens: _builtins.int
+    rows_tokens: _builtins.int
+    block_tokens: _builtins.int
+    reason: _kvstore_pb2.MissReason.ValueType
+    missing_block: _builtins.int
+    """The first thing that is missing: its block's number, its group, and what is known of it."""
+    missing_group: _builtins.int
+    state_ghost_block: _builtins.int
+    shared_blocks: _builtins.int
+    """The nearest stored chain shares so many blocks with this one; below them it has so many continuations, the deepest
+    of which ends with block `deepest_block`.
+    """
+    continuations: _builtins.int
+    deepest_block: _builtins.int
+    is_deepest_partial: _builtins.bool
+    """There are too many blocks below to look at all."""
+    namesake_rows: _builtins.int
+    classed_blocks: _builtins.int
+    @_builtins.property
+    def ghost(self) -> Global___Ghost: ...
+    @_builtins.property
+    def state_ghost(self) -> Global___Ghost:
+        """The deepest state that left, where a state is missing and a shallower one than the first is known of."""
+
+    @_builtins.property
+    def differing_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Fields in which the nearest namespace of the same model differs, and the rows that it has."""
+
+    @_builtins.property
+    def objects(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredObject]: ...
+    @_builtins.property
+    def classes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Of the blocks that were looked at, by class: rows and states."""
+
+    def __init__(
+        self,
+        *,
+        session: _builtins.str = ...,
+        namespace_id: _builtins.bytes = ...,
+        model: _builtins.str = ...,
+        seconds_ago: _builtins.float = ...,
+        prompt_tokens: _builtins.int = ...,
+        kind: _kvstore_pb2.PlanKind.ValueType = ...,
+        plan_tokens: _builtins.int = ...,
+        rows_tokens: _builtins.int = ...,
+        block_tokens: _builtins.int = ...,
+        reason: _kvstore_pb2.MissReason.ValueType = ...,
+        missing_block: _builtins.int = ...,
+        missing_group: _builtins.int = ...,
+        ghost: Global___Ghost | None = ...,
+        state_ghost: Global___Ghost | None = ...,
+        state_ghost_block: _builtins.int = ...,
+        shared_blocks: _builtins.int = ...,
+        continuations: _builtins.int = ...,
+        deepest_block: _builtins.int = ...,
+        is_deepest_partial: _builtins.bool = ...,
+        differing_fields: _abc.Iterable[_builtins.str] | None = ...,
+        namesake_rows: _builtins.int = ...,
+        objects: _abc.Iterable[Global___StoredObject] | None = ...,
+        classes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        classed_blocks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ghost", b"_ghost", "_state_ghost", b"_state_ghost", "ghost", b"ghost", "state_ghost", b"state_ghost"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ghost", b"_ghost", "_state_ghost", b"_state_ghost", "block_tokens", b"block_tokens", "classed_blocks", b"classed_blocks", "classes", b"classes", "continuations", b"continuations", "deepest_block", b"deepest_block", "differing_fields", b"differing_fields", "ghost", b"ghost", "is_deepest_partial", b"is_deepest_partial", "kind", b"kind", "missing_block", b"missing_block", "missing_group", b"missing_group", "model", b"model", "namesake_rows", b"namesake_rows", "namespace_id", b"namespace_id", "objects", b"objects", "plan_tokens", b"plan_tokens", "prompt_tokens", b"prompt_tokens", "reason", b"reason", "rows_tokens", b"rows_tokens", "seconds_ago", b"seconds_ago", "session", b"session", "shared_blocks", b"shared_blocks", "state_ghost", b"state_ghost", "state_ghost_block", b"state_ghost_block"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ghost: _TypeAlias = _typing.Literal["ghost"]  # noqa: Y015
+    _WhichOneofArgType__ghost: _TypeAlias = _typing.Literal["_ghost", b"_ghost"]  # noqa: Y015
+    _WhichOneofReturnType__state_ghost: _TypeAlias = _typing.Literal["state_ghost"]  # noqa: Y015
+    _WhichOneofArgType__state_ghost: _TypeAlias = _typing.Literal["_state_ghost", b"_state_ghost"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ghost) -> _WhichOneofReturnType__ghost | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__state_ghost) -> _WhichOneofReturnType__state_ghost | None: ...
+
+Global___LookupExplanation: _TypeAlias = LookupExplanation  # noqa: Y015
+
+@_typing.final
+class NextVictim(_message.Message):
+    """The object that would be evicted next for an owner of room."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OWNER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    OBJECT_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    candidates: _builtins.int
+    @_builtins.property
+    def owner(self) -> Global___RoomOwner: ...
+    @_builtins.property
+    def object(self) -> Global___StoredObject: ...
+    def __init__(
+        self,
+        *,
+        owner: Global___RoomOwner | None = ...,
+        model: _builtins.str = ...,
+        object: Global___StoredObject | None = ...,
+        candidates: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["object", b"object", "owner", b"owner"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "model", b"model", "object", b"object", "owner", b"owner"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NextVictim: _TypeAlias = NextVictim  # noqa: Y015
+
+@_typing.final
+class ExplainResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOOKUPS_FIELD_NUMBER: _builtins.int
+    VICTIMS_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    UPTIME_SECONDS_FIELD_NUMBER: _builtins.int
+    GHOSTS_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    uptime_seconds: _builtins.float
+    ghosts: _builtins.int
+    """Objects that the directory of what left has room for."""
+    @_builtins.property
+    def lookups(self) -> _containers.RepeatedCompositeFieldContainer[Global___LookupExplanation]: ...
+    @_builtins.property
+    def victims(self) -> _containers.RepeatedCompositeFieldContainer[Global___NextVictim]: ...
+    def __init__(
+        self,
+        *,
+        lookups: _abc.Iterable[Global___LookupExplanation] | None = ...,
+        victims: _abc.Iterable[Global___NextVictim] | None = ...,
+        policy: _builtins.str = ...,
+        uptime_seconds: _builtins.float = ...,
+        ghosts: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ghosts", b"ghosts", "lookups", b"lookups", "policy", b"policy", "uptime_seconds", b"uptime_seconds", "victims", b"victims"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainResponse: _TypeAlias = ExplainResponse  # noqa: Y015

@@ -156,6 +156,14 @@ class _MissReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MissReason
     MISS_REASON_SHORT_PROMPT: _MissReason.ValueType  # 4
     MISS_REASON_SLOWER_THAN_RECOMPUTE: _MissReason.ValueType  # 5
     MISS_REASON_PARENT_UNKNOWN: _MissReason.ValueType  # 6
+    MISS_REASON_EVICTED: _MissReason.ValueType  # 7
+    MISS_REASON_EXPIRED: _MissReason.ValueType  # 8
+    MISS_REASON_CORRUPT: _MissReason.ValueType  # 9
+    MISS_REASON_QUOTA: _MissReason.ValueType  # 10
+    MISS_REASON_ROWS_MISSING: _MissReason.ValueType  # 11
+    MISS_REASON_UPLOADING: _MissReason.ValueType  # 12
+    MISS_REASON_COLDER: _MissReason.ValueType  # 13
+    MISS_REASON_NAMESPACE_DIFFERS: _MissReason.ValueType  # 14
 
 class MissReason(_MissReason, metaclass=_MissReasonEnumTypeWrapper): ...
 
@@ -166,6 +174,14 @@ MISS_REASON_STATE_MISSING: MissReason.ValueType  # 3
 MISS_REASON_SHORT_PROMPT: MissReason.ValueType  # 4
 MISS_REASON_SLOWER_THAN_RECOMPUTE: MissReason.ValueType  # 5
 MISS_REASON_PARENT_UNKNOWN: MissReason.ValueType  # 6
+MISS_REASON_EVICTED: MissReason.ValueType  # 7
+MISS_REASON_EXPIRED: MissReason.ValueType  # 8
+MISS_REASON_CORRUPT: MissReason.ValueType  # 9
+MISS_REASON_QUOTA: MissReason.ValueType  # 10
+MISS_REASON_ROWS_MISSING: MissReason.ValueType  # 11
+MISS_REASON_UPLOADING: MissReason.ValueType  # 12
+MISS_REASON_COLDER: MissReason.ValueType  # 13
+MISS_REASON_NAMESPACE_DIFFERS: MissReason.ValueType  # 14
 Global___MissReason: _TypeAlias = MissReason  # noqa: Y015
 
 class _FetchStatus:
