@@ -18,9 +18,12 @@ machine's memory (host) or of the filesystem (disk).
     codec = "raw"                                # or "zstd"
 
     [match]
-    placement = "ends"                           # every, interval:N, ends, none
+    placement = "ends+junctions"                 # every, interval:N, ends, none
     replay = true
     lease_seconds = 30.0
+
+    [evict]
+    policy = "lru"                               # lfu, slru, s3fifo, arc, gdsf, hazard, tlru, ttl: core/policies
 
     [limits]
     calls = 64                                   # small calls at once; more are shed
@@ -45,6 +48,7 @@ from typing import NamedTuple, TypeVar
 
 from kvstore.core.errors import ConfigError
 from kvstore.core.placement import Placement
+from kvstore.core.policies import policy_named
 from kvstore.core.sizes import parse_size
 
 DEFAULT_LISTEN = "unix:/run/kvstore/kvstore.sock"
@@ -80,6 +84,13 @@ class MatchConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class EvictConfig:
+    """What leaves first where memory is short: a policy's name, as `core/policies` has it."""
+
+    policy: str
+
+
+@dataclass(frozen=True, slots=True)
 class LimitsConfig:
     """How much work is taken on at once, and how long a call may last."""
 
@@ -100,6 +111,7 @@ class Config:
     host: HostConfig
     disk: DiskConfig | None
     match: MatchConfig
+    evict: EvictConfig
     limits: LimitsConfig
 
 
@@ -154,10 +166,12 @@ def _read(settings: _Settings) -> Config:
     replay = settings.flag("match.replay", True)
     match = MatchConfig(
         placement=settings.checked(
-            "match.placement", lambda: Placement.parse(settings.text("match.placement", "ends"), replay)
+            "match.placement", lambda: Placement.parse(settings.text("match.placement", "ends+junctions"), replay)
         ),
         lease_seconds=settings.number("match.lease_seconds", 30.0, 1.0, 3600.0),
     )
+    policy = settings.checked("evict.policy", lambda: policy_named(settings.text("evict.policy", "lru")))
+    evict = EvictConfig(policy.name)
     limits = LimitsConfig(
         calls=settings.count("limits.calls", 64, 1, 1024),
         fetches=settings.count("limits.fetches", 16, 1, 256),
@@ -191,7 +205,7 @@ def _read(settings: _Settings) -> Config:
     if folder is None:
         if settings.was_given("disk.bytes") and disk_bytes:
             raise ConfigError(f"{settings.named('disk.bytes')} is set without a folder: name one with disk.folder")
-        return Config(listen, secret, drain_seconds, host, None, match, limits)
+        return Config(listen, secret, drain_seconds, host, None, match, evict, limits)
     if not disk_bytes:
         raise ConfigError(f"{settings.named('disk.bytes')} is 0: give the disk a size, or leave disk.folder out")
     on_filesystem = settings.checked("disk.folder", lambda: filesystem_bytes(folder))
@@ -203,7 +217,7 @@ def _read(settings: _Settings) -> Config:
     secret = secret or folder.with_name(folder.name + ".secret")
     if secret.is_relative_to(folder):
         raise ConfigError(f"secret_file {secret} lies inside the disk folder {folder}: keep it outside")
-    return Config(listen, secret, drain_seconds, host, DiskConfig(folder, disk_bytes, codec), match, limits)
+    return Config(listen, secret, drain_seconds, host, DiskConfig(folder, disk_bytes, codec), match, evict, limits)
 
 
 class _Given(NamedTuple):

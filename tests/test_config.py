@@ -52,7 +52,8 @@ def test_without_a_file_everything_has_a_default():
     config = load_config()
     assert config.listen == DEFAULT_LISTEN
     assert (config.disk, config.secret_file) == (None, None)
-    assert config.match.placement == Placement.parse("ends")
+    assert config.match.placement == Placement.parse("ends+junctions")
+    assert config.evict.policy == "lru"
     assert config.host.bytes == 1 << 30
 
 
@@ -136,6 +137,7 @@ def test_handoffs_have_a_sixteenth_of_the_host_but_at_least_64_mib(tmp_path, hos
         ("[limits]\nputs = 0", "a whole number from 1 to 256"),
         ("[limits]\nputs = 1.5", "a whole number from 1 to 256"),
         ('secret_file = "/data/segments/secret"\n[disk]\nfolder = "/data/segments"', "keep it outside"),
+        ('[evict]\npolicy = "lur"', r"evict\.policy in .*: no policy is called 'lur': did you mean lru"),
         ('[match]\nplacement = "often"', r"match\.placement in .*: placement 'often' is unknown"),
         ("[match]\nreplay = 1", "write true or false"),
         ("[match]\nlease_seconds = nan", "a number from 1 to 3600"),

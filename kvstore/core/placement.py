@@ -31,7 +31,7 @@ class PlacementKind(Enum):
 class Placement:
     """Where states are taken, and whether a missing one may be rebuilt by replay."""
 
-    kind: PlacementKind = PlacementKind.ENDS
+    kind: PlacementKind = PlacementKind.JUNCTIONS
     interval_tokens: int = 0
     replay: bool = True
 

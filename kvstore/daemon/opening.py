@@ -39,6 +39,7 @@ def open_store(config: Config) -> Store:
             disk=folder,
             disk_bytes=config.disk.bytes if config.disk is not None else 0,
             placement=config.match.placement,
+            policy=config.evict.policy,
             codec=Codec[config.disk.codec.upper()] if config.disk is not None else Codec.RAW,
             lease_seconds=config.match.lease_seconds,
         )

@@ -20,6 +20,7 @@ from kvstore.core.handoff import Handoffs
 from kvstore.core.index import Facts
 from kvstore.core.keys import PAGE_BYTES, BlockKey, Tier
 from kvstore.core.planner import Planner
+from kvstore.core.policies import policy_named
 from kvstore.core.settings import Settings
 from kvstore.store.lock import MeasuredLock
 from kvstore.store.mover import Described, Mover
@@ -59,6 +60,7 @@ class Kept:
                 lease_seconds=config.lease_seconds,
                 segment_bytes=segment_bytes,
             ),
+            policy_named(config.policy),
             first_generation=disk.recovered.next_generation if disk is not None else 1,
         )
         self.handoffs = Handoffs(config.handoff_bytes)

@@ -23,6 +23,7 @@ class StoreConfig:
     disk_bytes: int = 0
     segment_bytes: int | None = None
     placement: Placement = DEFAULT_PLACEMENT
+    policy: str = "lru"  # of eviction, by its name in core/policies
     codec: Codec = Codec.RAW  # of frames on disk
     lease_seconds: float = 30.0
     handoff_bytes: int = 64 << 20  # beside `host_bytes`, taken from the machine when used

@@ -92,7 +92,7 @@ def _seen(match: Match) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("placement", ["every", "interval:512", "ends", "none"])
+@pytest.mark.parametrize("placement", ["every", "interval:512", "ends", "ends+junctions", "none"])
 def test_planner_and_running_store_agree_after_every_event(tmp_path: Path, placement: str, seed: int) -> None:
     rng = random.Random(sha256(f"{placement} {seed}".encode()).digest())
     now = [1000.0]
