@@ -1,6 +1,6 @@
 """`agentic-search`: the model searches until it knows enough; each result becomes a part of an append-only prompt.
 
-16.2 tool calls a query on average: the report, as the issue cites it. Thinking with tools keeps all reasoning, so the
+16.2 tool calls a query on average: the model's report. Thinking with tools keeps all reasoning, so the
 history is append-only; 512K context and at most 500 steps for search agents: V4-CACHE section 6. Assumptions: one call
 a request; the number of calls spreads as a Poisson whose mean is gamma distributed (shape 2); results of 700 tokens in
 the median, 3,000 at p90 (a list of hits, or a page); tools and system prompt of 3,500 tokens, the same for all; a
@@ -11,7 +11,7 @@ asked by many.
 from __future__ import annotations
 
 from kvstore.core.match import InferenceMode
-from kvstore.sim.workloads.chance import Quantiles, drawn, poisson, popular, tokens
+from kvstore.sim.workloads.chance import Quantiles, drawn, fixed_tokens, poisson, popular, tokens
 from kvstore.sim.workloads.content import Mark, made_up, marked, shared
 from kvstore.sim.workloads.measured import STEP_REASONING, USER_PAUSE
 from kvstore.sim.workloads.session import Conversation, Who
@@ -38,7 +38,8 @@ def session(place: Place) -> None:
     talked = Conversation(place.scribe, who)
     talked.add(shared(f"{place.world}/search tools", SYSTEM_TOKENS))
     talked.shared_until_here()
-    said = made_up(f"{place.world}/query {popular(chance, QUERIES)}", tokens(chance, QUERY))
+    name = f"{place.world}/query {popular(chance, QUERIES)}"
+    said = made_up(name, fixed_tokens(name, QUERY))
     at = place.start
     while True:
         ended = _answered(place, talked, at, said)

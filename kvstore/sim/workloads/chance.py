@@ -32,6 +32,11 @@ def tokens(chance: random.Random, quantiles: Quantiles) -> int:
     return max(1, round(drawn(chance, quantiles)))
 
 
+def fixed_tokens(name: str, quantiles: Quantiles) -> int:
+    """A length that belongs to a name: drawn, and always the same."""
+    return tokens(random.Random(f"{name}/length"), quantiles)
+
+
 def popular(chance: random.Random, count: int, exponent: float = 1.0) -> int:
     """A rank below `count`, drawn in proportion to 1 / (rank + 1) ** exponent (Zipf)."""
     weights = _rising(count, exponent)

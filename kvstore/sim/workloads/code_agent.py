@@ -12,11 +12,10 @@ it and a new prompt starts with the shared parts and the summary.
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 
 from kvstore.core.match import InferenceMode
-from kvstore.sim.workloads.chance import Quantiles, drawn, popular, tokens
+from kvstore.sim.workloads.chance import Quantiles, drawn, fixed_tokens, popular, tokens
 from kvstore.sim.workloads.content import Mark, made_up, marked, shared
 from kvstore.sim.workloads.measured import STEP_REASONING, TOOL_GAP, TURN_GAP
 from kvstore.sim.workloads.session import Conversation, Who
@@ -50,7 +49,7 @@ def _parts(world: str, repository: int) -> tuple[bytes, ...]:
     name = f"{world}/repository {repository}"
     return (
         shared(f"{world}/code tools", TOOLS_TOKENS),
-        made_up(name, tokens(random.Random(f"{name}/length"), REPOSITORY)),
+        made_up(name, fixed_tokens(name, REPOSITORY)),
     )
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 
 from kvstore.core.match import InferenceMode
-from kvstore.sim.workloads.chance import Quantiles, drawn, popular, tokens
-from kvstore.sim.workloads.content import Mark, made_up, shared
+from kvstore.sim.workloads.chance import Quantiles, drawn, fixed_tokens, popular, tokens
+from kvstore.sim.workloads.content import TOKEN_BYTES, Mark, made_up, shared
 from kvstore.sim.workloads.measured import DOCUMENT, USER_MESSAGE, USER_PAUSE
 from kvstore.sim.workloads.session import Conversation, Who
 from kvstore.sim.workloads.workload import Place
@@ -16,6 +15,7 @@ SYSTEMS = 12  # applications with a system prompt each, popular by Zipf
 SYSTEM_TOKENS: Quantiles = ((0.0, 150), (0.5, 500), (1.0, 2000))
 DOCUMENTS = 300  # texts that users ask about, popular by Zipf
 TITLE_TOKENS = 12
+LEFT_TOKENS = 16 << 10  # of the window, beside documents: what does not fit is not attached
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,9 @@ class Dialogue:
     answer: Quantiles
     goes_on: float  # one more turn follows
     asks_again: float  # the same prompt once more
-    attaches: float  # the first message is about a document
+    attaches: float  # the first message is about documents
     reasoning: Quantiles | None = None
+    documents: Quantiles = ((0.0, 1), (1.0, 1))  # how many
 
 
 def talk(place: Place, how: Dialogue) -> None:
@@ -40,7 +41,8 @@ def talk(place: Place, how: Dialogue) -> None:
     talked.shared_until_here()
     said = b""
     if chance.random() < how.attaches:
-        said = document(place, popular(chance, DOCUMENTS))
+        ranks = [popular(chance, DOCUMENTS) for _ in range(tokens(chance, how.documents))]
+        said = b"".join(document(place, rank) for rank in ranks)[: (how.window - LEFT_TOKENS) * TOKEN_BYTES]
     at = place.start
     while True:
         said += _text(place, f"user {talked.turn}", tokens(chance, USER_MESSAGE))
@@ -58,17 +60,12 @@ def talk(place: Place, how: Dialogue) -> None:
 
 def system_prompt(place: Place, rank: int) -> bytes:
     name = f"{place.world}/system {rank}"
-    return shared(name, _fixed(name, SYSTEM_TOKENS))
+    return shared(name, fixed_tokens(name, SYSTEM_TOKENS))
 
 
 def document(place: Place, rank: int) -> bytes:
     name = f"{place.world}/document {rank}"
-    return made_up(name, _fixed(name, DOCUMENT))
-
-
-def _fixed(name: str, quantiles: Quantiles) -> int:
-    """A length that belongs to a name."""
-    return tokens(random.Random(f"{name}/length"), quantiles)
+    return made_up(name, fixed_tokens(name, DOCUMENT))
 
 
 def _output(place: Place, how: Dialogue, turn: int) -> tuple[bytes, bytes]:

@@ -1,7 +1,7 @@
 """`mixed`: all the others at once, each session routed to V4-Flash or V4-Pro; `layout_of` tells which.
 
-Routing: the simple and frequent to Flash, the hardest and the agents' long work to Pro, as the issue has the report
-advise. The shares are assumptions. Caches of the two models share nothing, so neither do ids here: a shared system
+Routing, after the advice of the model's report: the simple and frequent to Flash, the hardest and the agents' long work
+to Pro. The shares are assumptions. Caches of the two models share nothing, so neither do ids here: a shared system
 prompt has one chain a layout. A request's kind is `chat@v4-flash`, so a table by kind is one by layout too; simulate
 the two parts on their own (`kvstore workload mixed --layout v4-pro`), because one store's bytes hold both but one
 simulation has one layout.

@@ -10,10 +10,8 @@ it behind the history.
 
 from __future__ import annotations
 
-import random
-
 from kvstore.core.match import InferenceMode
-from kvstore.sim.workloads.chance import Quantiles, drawn, popular, tokens
+from kvstore.sim.workloads.chance import Quantiles, drawn, fixed_tokens, popular, tokens
 from kvstore.sim.workloads.content import Mark, made_up, shared
 from kvstore.sim.workloads.measured import USER_PAUSE
 from kvstore.sim.workloads.session import Conversation, Who
@@ -44,10 +42,13 @@ def session(place: Place) -> None:
     topic, at = popular(chance, TOPICS), place.start
     while True:
         question = made_up(f"{place.session}/question {talked.turn}", tokens(chance, QUESTION))
+        said = retrieved(place, topic) + question
+        if not talked.has_room(said):
+            return
         for mark in INSTRUCTIONS:
             talked.quick(at, mark, made_up(f"{place.session}/{mark.name}", QUICK_TOKENS), question)
         answer = made_up(f"{place.session}/answer {talked.turn}", tokens(chance, ANSWER))
-        ended = talked.ask(at + RETRIEVAL_SECONDS, retrieved(place, topic) + question, b"", answer)
+        ended = talked.ask(at + RETRIEVAL_SECONDS, said, b"", answer)
         if ended is None or chance.random() >= GOES_ON:
             return
         at = ended + drawn(chance, USER_PAUSE)
@@ -68,7 +69,7 @@ def retrieved(place: Place, topic: int) -> bytes:
 
 def _passage(world: str, topic: int, rank: int) -> bytes:
     name = f"{world}/topic {topic} passage {rank}"
-    return shared(name, tokens(random.Random(f"{name}/length"), PASSAGE))
+    return shared(name, fixed_tokens(name, PASSAGE))
 
 
 RAG = Workload("rag", "one retrieval a question, documents in front", session, sessions_a_second=0.5)

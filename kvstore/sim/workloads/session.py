@@ -85,7 +85,7 @@ class Conversation:
         None: the window has no room for this prompt, and nothing was asked. An output that does not fit is cut.
         """
         self._strip()
-        if len(self) + len(said) // TOKEN_BYTES + 4 > self.who.window:
+        if not self.has_room(said):
             return None
         self.add(marked(Mark.USER), said, marked(Mark.ASSISTANT))
         self._opening = len(self)
@@ -93,13 +93,22 @@ class Conversation:
         self._prompt_tokens = len(self)
         return self._reply(at, reasoning, answer, stop)
 
+    def has_room(self, said: bytes) -> bool:
+        """For a message of the user, its marks and the first token of an output."""
+        return len(self) + len(said) // TOKEN_BYTES + 4 <= self.who.window
+
     def ask_again(self, at: float, reasoning: bytes, answer: bytes) -> float:
         """The same prompt once more, for another output."""
         self._cut(self._prompt_tokens)
         return self._reply(at, reasoning, answer, "stop")
 
     def quick(self, at: float, mark: Mark, answer: bytes, said: bytes = b"") -> None:
-        """A quick instruction behind what is there, and a user's message: a branch that nobody continues."""
+        """A quick instruction behind what is there, and a user's message: a branch that nobody continues.
+
+        Nothing where the window is full.
+        """
+        if not self.has_room(said + answer):
+            return
         have = len(self)
         self.add(marked(Mark.USER) + said if said else b"", marked(mark))
         self._write(at, answer + marked(Mark.EOS), "stop", QUICK)

@@ -2,8 +2,8 @@
 
 Window 384K, a preamble before the system message (so nothing is shared with the other modes, same system prompts and
 documents or not), reasoning stripped as without tools: V4-CACHE section 6. Pauses as in `chat`. Assumptions: reasoning
-of 15,000 tokens in the median, 60,000 at p90 and 200,000 at most; half of the sessions about one of 300 documents; 1.7
-turns.
+of 15,000 tokens in the median, 60,000 at p90 and 200,000 at most; half of the sessions about a folder of the 300
+documents (3 in the median, 15 at p90, as many as the window holds); 1.7 turns.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ HOW = Dialogue(
     asks_again=0.05,
     attaches=0.5,
     reasoning=MAX_REASONING,
+    documents=((0.0, 1), (0.5, 3), (0.9, 15), (1.0, 50)),
 )
 
 
