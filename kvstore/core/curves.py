@@ -22,10 +22,11 @@ from kvstore.core.hottest import Hottest, Span
 from kvstore.core.keys import HASH_BYTES
 from kvstore.core.recency import Moment, Recency
 
-SAMPLE_BLOCKS = 8192  # 4,000 keep the mean error below a point (MEASURED.md section 7); between 7/8 and all are in use
+SAMPLE_BLOCKS = 5120  # 4,000 keep the mean error below a point (MEASURED.md section 7); 7/8 to all are in use
 HOT_BLOCKS = 2048
 REACH = 8  # a tier of so many times the bytes of today's is the largest worth an answer
-WHOLE = 1 << 32  # thresholds are compared with the first four bytes of a hash
+SAMPLED_BYTES = 4  # of a hash, its last, little-endian, are compared with the threshold
+WHOLE = 1 << 8 * SAMPLED_BYTES
 
 
 class Curves:
@@ -44,8 +45,7 @@ class Curves:
         self._hottest = Hottest(hot_blocks)
         self._recency = Recency(2 * (sample_blocks + hot_blocks) + 1)
         self._threshold = 0
-        self._below = b""  # hashes before it are tracked
-        self._marks = b""  # for `bytes.translate`: 1 for first bytes of which some are tracked
+        self._marks = b""  # for `bytes.translate`: 1 for last bytes of which some are tracked
 
     @property
     def rate(self) -> float:
@@ -68,14 +68,12 @@ class Curves:
         A lookup that names a tail only counts as its tail.
         """
         blocks = len(hashes) // HASH_BYTES
-        curve.asked(first_block, first_block + blocks, tokens)
-        if not blocks:
-            return
         if not self._threshold:
             fitting = self._sample_blocks * block_bytes / (self._reach_bytes or block_bytes)
             self._track_below(int(WHOLE * min(1.0, fitting)))
         path = self._hottest.walk(hashes) if first_block == 0 else []
         hot = sum(span.blocks for span in path)
+        curve.asked(first_block, first_block + hot, first_block + blocks, tokens)
         keys, places = self._sampled(hashes, hot)
         first = hashes[hot * HASH_BYTES : (hot + 1) * HASH_BYTES]
         is_due = first_block == 0 and first != b"" and self._hottest.is_due(first)
@@ -122,6 +120,7 @@ class Curves:
         for key, index in zip(keys, indices, strict=True):
             known = tracked.get(key)
             if known is None or known.is_forgotten:
+                curve.used(None, index, weight)
                 continue
             if known is not last:
                 distance, last = self._recency.since(known), known
@@ -134,13 +133,13 @@ class Curves:
 
     def _sampled(self, hashes: bytes, start: int) -> tuple[list[bytes], list[int]]:
         """Tracked blocks of a chain from block `start` on, and where they are."""
-        marks = hashes[start * HASH_BYTES :: HASH_BYTES].translate(self._marks)
+        marks = hashes[(start + 1) * HASH_BYTES - 1 :: HASH_BYTES].translate(self._marks)
         keys, places = list[bytes](), list[int]()
         at = marks.find(1)
         while at >= 0:
             place = start + at
             key = hashes[place * HASH_BYTES : (place + 1) * HASH_BYTES]
-            if key < self._below:
+            if self._is_tracked(key):
                 keys.append(key)
                 places.append(place)
             at = marks.find(1, at + 1)
@@ -148,9 +147,11 @@ class Curves:
 
     def _track_below(self, threshold: int) -> None:
         self._threshold = max(threshold, 1)
-        whole = self._threshold >= WHOLE
-        self._below = b"\xff" * (HASH_BYTES + 1) if whole else self._threshold.to_bytes(4, "big")
-        self._marks = bytes(first <= (self._threshold - 1) >> 24 for first in range(256))
+        highest = (self._threshold - 1) >> 8 * (SAMPLED_BYTES - 1)
+        self._marks = bytes(last <= highest for last in range(256))
+
+    def _is_tracked(self, key: bytes) -> bool:
+        return int.from_bytes(key[-SAMPLED_BYTES:], "little") < self._threshold
 
     def _cool(self) -> None:
         """Give the coldest of the hottest back to the sample."""
@@ -167,9 +168,12 @@ class Curves:
             self._recency.forget_beyond(self._reach_bytes)
             self._tracked = {key: moment for key, moment in self._tracked.items() if not moment.is_forgotten}
         if len(self._tracked) > self._sample_blocks:
-            while len(self._tracked) > self._sample_blocks * 7 // 8:
+            fitting = self._sample_blocks * 7 // 8
+            while len(self._tracked) > fitting and self._threshold > 1:
                 self._track_below(self._threshold * 7 // 8)
-                self._tracked = {key: moment for key, moment in self._tracked.items() if key < self._below}
+                self._tracked = {key: moment for key, moment in self._tracked.items() if self._is_tracked(key)}
+            for key in list(self._tracked)[: max(0, len(self._tracked) - fitting)]:  # a client's hashes may be anything
+                del self._tracked[key]
         self._recency.renumber(self._held())
 
     def _held(self) -> Iterator[tuple[Moment, float]]:
