@@ -25,6 +25,12 @@ def _status() -> Callable[..., None]:
     return status_command
 
 
+def _explain() -> Callable[..., None]:
+    from kvstore.cli.explain import explain_command
+
+    return explain_command
+
+
 def _check() -> Callable[..., None]:
     from kvstore.cli.check import check_command
 
@@ -49,13 +55,21 @@ def _workload() -> Callable[..., None]:
     return workload_command
 
 
+def _simulate() -> Callable[..., None]:
+    from kvstore.cli.simulate import simulate_command
+
+    return simulate_command
+
+
 _COMMANDS = {
     "demo": _demo,
     "serve": _serve,
     "status": _status,
+    "explain": _explain,
     "check": _check,
     "footprint": _footprint,
     "workload": _workload,
+    "simulate": _simulate,
 }
 
 

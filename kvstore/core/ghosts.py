@@ -97,7 +97,7 @@ class Ghosts:
 
     def note(self, key: BlockKey, why: Departure, age_seconds: float = 0.0, room_for: Owner | None = None) -> None:
         """Remember one object that is not stored; what was known of it is forgotten in time."""
-        name = _NAME.unpack_from(key.prefix, 24)[0] ^ key.group << 56
+        name = _NAME.unpack_from(key.prefix, 24)[0] ^ key.group << 56 or 1  # 0 marks a free record
         way = name & self._mask
         turn = self._next[way]
         self._next[way] = (turn + 1) & (WAYS - 1)
@@ -117,7 +117,7 @@ class Ghosts:
 
     def find(self, key: BlockKey) -> Ghost | None:
         """The latest record of an object."""
-        name = _NAME.unpack_from(key.prefix, 24)[0] ^ key.group << 56
+        name = _NAME.unpack_from(key.prefix, 24)[0] ^ key.group << 56 or 1  # 0 marks a free record
         way = name & self._mask
         begin = way * WAYS * _RECORD.size
         if name not in _NAMES.unpack_from(self._records, begin):  # nearly always so for what is new

@@ -89,5 +89,8 @@ def _request(kept: Kept, question: Question) -> tuple[bytes, Request]:
         name = knowing[0] if knowing else next(iter(spaces))
     kept.check_namespace(name)
     chain = Chain(0, spaces[name].root.prefix, question.hashes)
-    tokens = question.prompt_tokens or chain.blocks * spaces[name].layout.block_tokens + 1
+    end = chain.blocks * spaces[name].layout.block_tokens
+    tokens = question.prompt_tokens or end + 1
+    if tokens < end:
+        raise InvalidInput(f"the chain ends at token {end}, behind the prompt's {tokens}: send its whole blocks only")
     return name, Request(chain, tokens, Hints(), False, Speeds({}))

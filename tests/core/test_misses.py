@@ -438,6 +438,13 @@ def test_objects_of_one_block_and_later_records_are_told_apart() -> None:
     assert ghosts.find(key_of(2)) is None
 
 
+def test_a_name_of_zeros_is_found_when_it_was_noted_and_not_before() -> None:
+    ghosts, nought = Ghosts(0), BlockKey(bytes(32), 0)
+    assert ghosts.find(nought) is None
+    ghosts.note(nought, Departure.EXPIRED)
+    assert ghosts.find(nought) is not None
+
+
 def test_owners_beyond_the_table_leave_the_rest_of_the_record() -> None:
     ghosts = Ghosts(0)
     for number in range(300):
