@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from kvstore.core.errors import ConfigError
 from kvstore.core.policies.arc import ARC
 from kvstore.core.policies.gdsf import GDSF
+from kvstore.core.policies.hazard import Hazard
 from kvstore.core.policies.lfu import LFU
 from kvstore.core.policies.lru import LRU
 from kvstore.core.policies.s3fifo import S3FIFO
@@ -23,6 +24,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     S3FIFO.name: S3FIFO,
     SLRU.name: SLRU,
     GDSF.name: GDSF,
+    Hazard.name: Hazard,
     TLRU.name: TLRU,
     TTL.name: TTL,
 }
