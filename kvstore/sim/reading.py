@@ -212,4 +212,5 @@ class _Reader:
 
 def _shown(found: object) -> str:
     text = found.decode(errors="replace") if isinstance(found, bytes) else json.dumps(found)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    shown = "".join(character if character.isprintable() else "?" for character in text[:SHOWN])
+    return shown if len(text) <= SHOWN else f"{shown}..."

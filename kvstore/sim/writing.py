@@ -15,7 +15,7 @@ def trace_lines(trace: Trace) -> Iterator[str]:
     ['{"timestamp":500,"session_id":"s1","turn":2,"input_length":130,"output_length":1,"hash_ids":[0,1]}']
     """
     for request in trace.requests:
-        yield json.dumps(_row(request), separators=(",", ":"), ensure_ascii=False)
+        yield json.dumps(_row(request), separators=(",", ":"))
 
 
 def _row(request: TraceRequest) -> dict[str, object]:

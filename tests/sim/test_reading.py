@@ -115,6 +115,8 @@ def test_an_endless_line_is_refused(monkeypatch):
         ("[" * 100_000, "no JSON (RecursionError): "),
         ("timestamp,tokens", "no JSON (Expecting value): timestamp,tokens; repair or remove the line"),
         ("[1, 2]", "no JSON object: [1, 2]; repair"),
+        ("\x1b[31m\x00\r", "no JSON (Expecting value): ?[31m??; repair"),
+        ('{"timestamp": ' + "9" * 5000 + "}", "no JSON (ValueError): "),
         ({"input_length": 1, "output_length": 1, "hash_ids": [0]}, "timestamp is missing"),
         ({"timestamp": 0, "output_length": 1, "hash_ids": [0]}, "input_length is missing"),
         ({"timestamp": 0, "input_length": 1, "hash_ids": [0]}, "output_length is missing"),

@@ -128,4 +128,4 @@ class _Agent:
         return talked
 
 
-CODE_AGENT = Workload("code-agent", "append-only, tool gaps, sub-agents, compaction", session, sessions_a_second=0.03)
+CODE_AGENT = Workload("code-agent", "append-only, tool gaps, sub-agents, compaction", session, sessions_a_second=0.004)
