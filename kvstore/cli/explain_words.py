@@ -88,10 +88,11 @@ def _ghost(ghost: pb.Ghost, answer: pb.ExplainResponse) -> str:
     ago, age = _seconds(ghost.seconds_ago), _seconds(ghost.age_seconds)
     match DEPARTURE.to_core(ghost.departure):
         case Departure.EVICTED:
-            full = ""
+            tier, room = "", ""
             if ghost.HasField("room_for"):
-                full = f" from {TIER.to_core(ghost.room_for.tier).value}, to make room for {_owner(ghost.room_for)},"
-            return f"was evicted{full} by {answer.policy} {ago} ago, {age} after its last use"
+                tier = f" from {TIER.to_core(ghost.room_for.tier).value}"
+                room = f" to make room for {_owner(ghost.room_for)}"
+            return f"was evicted{tier} by {answer.policy} {ago} ago{room}, {age} after its last use"
         case Departure.EXPIRED:
             return f"expired {ago} ago, unused for {age}: longer than the TTL that its writer gave"
         case Departure.CORRUPT:
@@ -110,11 +111,15 @@ def _nearest(lookup: pb.LookupExplanation) -> str:
     shared = lookup.shared_blocks
     if shared * lookup.block_tokens < min(lookup.rows_tokens, lookup.prompt_tokens):
         return "what it found has left the store since"
-    at_least = "at least " if lookup.is_deepest_partial else ""
     if not lookup.continuations:
+        if not shared:
+            return "no chain is stored under its layout"
         return f"the nearest stored chain shares {shared} blocks and ends there"
-    below = f"{lookup.continuations} stored continuations" if lookup.continuations > 1 else "one stored continuation"
-    return f"it shares {shared} blocks; behind them {below}, the longest to block {at_least}{lookup.deepest_block}"
+    to = f"the longest to block {'at least ' if lookup.is_deepest_partial else ''}{lookup.deepest_block}"
+    others = f"{lookup.continuations} others are" if lookup.continuations > 1 else "one other is"
+    if not shared:
+        return f"no stored chain begins as it does; {others} stored, {to}"
+    return f"the nearest stored chain shares {shared} blocks; behind them {others} stored, {to}"
 
 
 def _objects(lookup: pb.LookupExplanation) -> Iterator[str]:
