@@ -136,7 +136,7 @@ WORDS = {
     MissReason.NAMESPACE_DIFFERS: "3 blocks are under one of the same model that differs in revision, block_tokens",
 }
 GHOSTLY = {
-    Departure.EVICTED: "was evicted from disk by lru 30 s ago to make room for frames of up to 32.0 KiB, 5 min after its last use",
+    Departure.EVICTED: "was evicted from disk by lru 30 s ago to make room for frames of up to 32.0 KiB, 5 min after",
     Departure.EXPIRED: "expired 30 s ago, unused for 5 min",
     Departure.CORRUPT: "its bytes failed their checksum",
     Departure.REPORTED: "a worker reported wrong bytes",
