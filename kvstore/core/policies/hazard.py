@@ -1,6 +1,7 @@
 """Learned reuse: keep what is most likely to be used soon, for its bytes. What that is, the traffic says.
 
-Objects of one kind have the same group, size, class, turn, uses and place (end of its chain, or not). How often a kind
+Objects of one kind have the same group, size, class, turn, uses and place (end of its chain, or not). A turn that no
+request named is counted: what is announced on top of an earlier request's objects is a turn later. How often a kind
 is used at which age is learned from what is here and from keys of what went (`lifetable.py`), so that nothing is set
 but the kinds. Kinds and ages are those of DESIGN section 9: after a tool call a session comes back soon, scratch does
 not come back, what was used four times is used again.
@@ -17,7 +18,7 @@ from __future__ import annotations
 import heapq
 from typing import NamedTuple
 
-from kvstore.core.index import Entry, ObjectClass
+from kvstore.core.index import Entry
 from kvstore.core.keys import BlockKey
 from kvstore.core.policies.chain import stands_on
 from kvstore.core.policies.lifetable import LifeTable, bucket_of, ends_at
@@ -33,14 +34,22 @@ class Kind(NamedTuple):
 
     group: int
     nbytes: int
-    object_class: ObjectClass
+    object_class: int  # value of ObjectClass: members hash slowly
     turn: int
     uses: int
     is_end: bool
 
 
+class Past(NamedTuple):
+    """What an entry does not say of itself: it is made anew with each announcement."""
+
+    admitted_at: float
+    turn: int  # how many requests after another built the chain up to it
+    uses: int  # before it was announced this time
+
+
 class Watched(NamedTuple):
-    kind: Kind
+    kind: int
     last_used: float
     bucket: int
 
@@ -58,10 +67,13 @@ class HazardOrder:
     def __init__(self, capacity_bytes: int) -> None:
         self._now = 0.0  # of the latest event
         self._table = LifeTable()
-        self._shelves: Shelves[tuple[Kind, int]] = Shelves()
-        self._worth: dict[tuple[Kind, int], float] = {}  # of shelves, by the table's version
+        self._kinds: list[Kind] = []
+        self._kind_numbers: dict[Kind, int] = {}
+        self._shelves: Shelves[tuple[int, int]] = Shelves()  # by kind and bucket
+        self._by_worth: list[tuple[int, int]] = []  # shelves, the least first; by the table's version
         self._version = -1
         self._stored: dict[BlockKey, Entry] = {}
+        self._pasts: dict[BlockKey, Past] = {}
         self._watched: dict[BlockKey, Watched] = {}  # candidates, and what went
         self._due: list[tuple[float, BlockKey, float]] = []  # when it leaves its bucket; its last use
         self._gone = Remembered(capacity_bytes)
@@ -71,8 +83,16 @@ class HazardOrder:
         key = entry.facts.key
         self._pass_to(entry.last_used)
         self._stored[key] = entry
-        if self._gone.take(key) is not None:
+        below = stands_on(entry)
+        under = None if below is None else self._pasts.get(below.facts.key)
+        turn = 1 if under is None else under.turn + (entry.last_used > under.admitted_at)
+        before = self._watched.get(key)
+        uses = 0
+        if self._gone.take(key) is not None and before is not None:
+            uses = self._kinds[before.kind].uses + 1
+            turn = max(turn, self._kinds[before.kind].turn)
             self._learn_use(entry)
+        self._pasts[key] = Past(entry.last_used, min(turn, MOST_TURNS), min(uses, MOST_USES))
 
     def used(self, entry: Entry) -> None:
         self._pass_to(entry.last_used)
@@ -102,7 +122,7 @@ class HazardOrder:
         below = stands_on(entry) if entry.is_rows else None
         if below is not None and below.facts.key in self._stored:
             known = self._uses_below.get(below.facts.key, 0)
-            self._uses_below[below.facts.key] = max(known, self._watched[key].kind.uses)
+            self._uses_below[below.facts.key] = max(known, self._kinds[self._watched[key].kind].uses)
         return key
 
     def removed(self, entry: Entry, nbytes: int) -> None:
@@ -114,23 +134,24 @@ class HazardOrder:
             last_used = entry.last_used
             self._remember(key, Watched(self._kind(entry), last_used, bucket_of(max(self._now - last_used, 0.0))))
         self._uses_below.pop(key, None)
+        self._pasts.pop(key, None)
         self._gone.add(key, nbytes)
 
     def first(self) -> BlockKey | None:
         """Of shelves worth the same, the older; of objects on it, the one used longest ago."""
         self._pass_to(self._now)
-        if self._version != self._table.version:
+        if self._version != self._table.version or len(self._by_worth) != self._shelves.shelves:
             self._version = self._table.version
-            self._worth.clear()
-        least: tuple[float, int] | None = None
-        first: BlockKey | None = None
-        for shelf, _, key in self._shelves.firsts():
-            worth = self._worth.get(shelf)
-            if worth is None:
-                worth = self._worth[shelf] = self._table.index(*shelf) / max(shelf[0].nbytes, 1)
-            if least is None or (worth, -shelf[1]) < least:
-                least, first = (worth, -shelf[1]), key
-        return first
+            self._by_worth = sorted(self._shelves.names(), key=self._worth)
+        for shelf in self._by_worth:
+            found = self._shelves.first(shelf)
+            if found is not None:
+                return found[1]
+        return None
+
+    def _worth(self, shelf: tuple[int, int]) -> tuple[float, int]:
+        kind, bucket = shelf
+        return self._table.index(kind, bucket) / max(self._kinds[kind].nbytes, 1), -bucket
 
     def __contains__(self, key: BlockKey) -> bool:
         return key in self._shelves
@@ -138,11 +159,19 @@ class HazardOrder:
     def __len__(self) -> int:
         return len(self._shelves)
 
-    def _kind(self, entry: Entry) -> Kind:
-        facts, below = entry.facts, self._uses_below.get(entry.facts.key)
+    def _kind(self, entry: Entry) -> int:
+        facts = entry.facts
+        below, past = self._uses_below.get(facts.key), self._pasts.get(facts.key)
+        uses = max(entry.uses + (0 if past is None else past.uses), below or 0)
+        turn = entry.turn or (1 if past is None else past.turn)
         is_end = below is None and not entry.node.children()
-        uses = min(max(entry.uses, below or 0), MOST_USES)
-        return Kind(facts.key.group, facts.raw_bytes, facts.object_class, min(entry.turn, MOST_TURNS), uses, is_end)
+        kind = Kind(facts.key.group, facts.raw_bytes, facts.object_class.value, min(turn, MOST_TURNS),
+                    min(uses, MOST_USES), is_end)  # fmt: skip
+        number = self._kind_numbers.get(kind)
+        if number is None:
+            number = self._kind_numbers[kind] = len(self._kinds)
+            self._kinds.append(kind)
+        return number
 
     def _watch(self, key: BlockKey, watched: Watched) -> None:
         self._shelves.put(key, (watched.kind, watched.bucket), watched.last_used)

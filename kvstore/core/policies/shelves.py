@@ -42,6 +42,14 @@ class Shelves(Generic[Name]):
             if found is not None:
                 yield shelf, *found
 
+    def names(self) -> Iterator[Name]:
+        return iter(self._heaps)
+
+    @property
+    def shelves(self) -> int:
+        """Emptied ones included."""
+        return len(self._heaps)
+
     def first(self, shelf: Name) -> tuple[float, BlockKey] | None:
         heap = self._heaps.get(shelf)
         return None if heap is None else heap.first()

@@ -4,7 +4,8 @@ New objects are on probation (the first queue), those used again are protected (
 Protected ones may have four fifths of the room; beyond that the one used longest ago goes back to probation, as if it
 had been used just now. Victims come from probation.
 
-Leaf-first order: a part's end is the coldest leaf in it; what a protected object stood on is protected when that goes.
+Leaf-first order: a part's end is the coldest leaf in it. What a protected object stands on is protected with it and
+goes back to probation after it, never before.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections import OrderedDict
 
 from kvstore.core.index import Entry
 from kvstore.core.keys import BlockKey
+from kvstore.core.policies.chain import stands_on
 from kvstore.core.policies.two_queues import Kept, TwoQueues
 
 PROTECTED_SHARE = 0.8  # of the room; common in memcached-like caches, Caffeine among them
@@ -30,33 +32,52 @@ class SLRU:
 class SlruOrder(TwoQueues):
     def __init__(self) -> None:
         super().__init__()
-        self._protected: OrderedDict[BlockKey, None] = OrderedDict()  # by last use, oldest first
+        self._ends: OrderedDict[BlockKey, None] = OrderedDict()  # protected, used or bared longest ago first
+        self._on: dict[BlockKey, int] = {}  # protected objects that stand on it
         self._now = 0.0
 
     def admitted(self, entry: Entry) -> None:
         self.put(entry, False, entry.last_used)
 
     def used(self, entry: Entry) -> None:
-        kept = self._kept.get(entry.facts.key)
-        if kept is not None:
-            self._protect(kept, entry.last_used)
+        key = entry.facts.key
+        if key not in self._kept:
+            return
+        self._now = max(self._now, entry.last_used)
+        self.prove(entry, self._now)
+        self._ends.pop(key, None)
+        self._ends[key] = None
+        while self._bytes[1] > PROTECTED_SHARE * sum(self._bytes) and self._ends:
+            self._demote_oldest()
+
+    def move(self, kept: Kept, is_second: bool, place: float) -> None:
+        has_changed = is_second != kept.is_second
+        super().move(kept, is_second, place)
+        if has_changed:
+            self._count_on_below(kept, 1 if is_second else -1)
 
     def next_queue(self) -> int:
         return 0 if len(self._candidates[0]) else 1
 
-    def inherit(self, below: Kept, gone: Kept) -> None:
-        if gone.is_second:
-            self._protect(below, gone.place)
-
     def left(self, kept: Kept, nbytes: int) -> None:
-        self._protected.pop(kept.entry.facts.key, None)
+        self._ends.pop(kept.entry.facts.key, None)
+        self._on.pop(kept.entry.facts.key, None)
+        if kept.is_second:
+            self._count_on_below(kept, -1)
 
-    def _protect(self, kept: Kept, now: float) -> None:
-        key = kept.entry.facts.key
-        self._now = max(self._now, now)
-        self._protected.pop(key, None)
-        self._protected[key] = None
-        self.move(kept, True, max(kept.place, now))
-        while self._bytes[1] > PROTECTED_SHARE * sum(self._bytes) and len(self._protected) > 1:
-            oldest, _ = self._protected.popitem(last=False)
-            self.move(self._kept[oldest], False, self._now)
+    def _demote_oldest(self) -> None:
+        key, _ = self._ends.popitem(last=False)
+        if not self._on.get(key):  # else it is an end again when the last of them is demoted
+            self.move(self._kept[key], False, self._now)
+
+    def _count_on_below(self, kept: Kept, change: int) -> None:
+        """Keep `_on`; what was bared is demoted next."""
+        rows = stands_on(kept.entry)
+        below = None if rows is None else self._kept.get(rows.facts.key)
+        if below is None:
+            return
+        key = below.entry.facts.key
+        self._on[key] = max(self._on.get(key, 0) + change, 0)
+        if not self._on[key] and below.is_second and key not in self._ends:
+            self._ends[key] = None
+            self._ends.move_to_end(key, last=False)
