@@ -60,7 +60,7 @@ LOCAL_IMPORTS_IN = (
     "tiers/manifest_reader.py",  # a child process that finds lmdb on the path that its parent passed
 )
 THREAD_MAKERS = {"Thread", "Timer", "ThreadPoolExecutor", "ThreadPool", "start_new_thread"}
-THREADS_IN = {"store/mover.py", "daemon/server.py", "daemon/signals.py", "client/writer.py"}
+THREADS_IN = {"store/mover.py", "daemon/server.py", "daemon/signals.py", "client/copiers.py", "client/writer.py"}
 
 
 class Imported(NamedTuple):
