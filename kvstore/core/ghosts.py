@@ -29,8 +29,10 @@ BYTES_PER_GHOST = 256 << 10
 MAX_OWNERS = 255  # told apart by name; what left for others left for "another"
 
 _RECORD = Struct("<QdfBB")  # name, when, age, why, number of an owner
-_NAMES = Struct("<" + "Q14x" * WAYS)  # of one way
-_NAME = Struct(">Q")  # the last eight bytes of a prefix
+_WRITE = _RECORD.pack_into
+RECORD_BYTES = _RECORD.size
+_NAMES = Struct("<" + "Q14x" * WAYS).unpack_from  # of one way
+_NAME = Struct(">Q").unpack_from  # the last eight bytes of a prefix
 
 Owner = tuple[Tier, Hashable]  # on the host a namespace, on disk a size class in pages
 
@@ -49,6 +51,7 @@ class Departure(Enum):
     __hash__ = object.__hash__  # members are one of a kind; Enum's own is a Python call
 
 
+_DEPARTURES = tuple(Departure)  # by value
 _NUMBERS = {why: why.value for why in Departure}
 
 
@@ -70,10 +73,12 @@ class Ghosts:
         self.size = 1 << (wanted - 1).bit_length()
         self.now = 0.0  # of the last event that carried a time
         self._mask = self.size // WAYS - 1
-        self._records = bytearray(_RECORD.size * self.size)
+        self._records = bytearray(RECORD_BYTES * self.size)
         self._next = bytearray(self.size // WAYS)  # which of its eight a way writes next
         self._owners: list[Owner | None] = [None]  # by number; 0: nobody, or one too many
-        self._numbers: dict[Owner | None, int] = {None: 0}
+        self._numbers: dict[Owner | None, int] = {}
+        self._owner: Owner | None = None  # the last one, and its number
+        self._number = 0
         self._why = Departure.EVICTED
         self._first: BlockKey | None = None
 
@@ -97,15 +102,15 @@ class Ghosts:
 
     def note(self, key: BlockKey, why: Departure, age_seconds: float = 0.0, room_for: Owner | None = None) -> None:
         """Remember one object that is not stored; what was known of it is forgotten in time."""
-        name = _NAME.unpack_from(key.prefix, 24)[0] ^ key.group << 56 or 1  # 0 marks a free record
+        if room_for is not self._owner:  # nearly always the same one again
+            self._owner, self._number = room_for, self._numbers.get(room_for) or self._numbered(room_for)
+        prefix, group = key
+        name = _NAME(prefix, 24)[0] ^ group << 56 or 1  # 0 marks a free record
         way = name & self._mask
         turn = self._next[way]
         self._next[way] = (turn + 1) & (WAYS - 1)
-        number = self._numbers.get(room_for)
-        if number is None:
-            number = self._number(room_for)
-        record = (name, self.now, age_seconds, _NUMBERS[why], number)
-        _RECORD.pack_into(self._records, (way * WAYS + turn) * _RECORD.size, *record)
+        place = (way * WAYS + turn) * RECORD_BYTES
+        _WRITE(self._records, place, name, self.now, age_seconds, _NUMBERS[why], self._number)
 
     def refused(self, chain: Chain, objects: Sequence[ObjectSpec], statuses: Sequence[ReserveStatus]) -> None:
         """A writer was told that there is no room, for these of its objects; below rows nothing is worth a record."""
@@ -117,20 +122,19 @@ class Ghosts:
 
     def find(self, key: BlockKey) -> Ghost | None:
         """The latest record of an object."""
-        name = _NAME.unpack_from(key.prefix, 24)[0] ^ key.group << 56 or 1  # 0 marks a free record
+        name = _NAME(key.prefix, 24)[0] ^ key.group << 56 or 1  # 0 marks a free record
         way = name & self._mask
-        begin = way * WAYS * _RECORD.size
-        if name not in _NAMES.unpack_from(self._records, begin):  # nearly always so for what is new
+        names = _NAMES(self._records, way * WAYS * RECORD_BYTES)
+        if name not in names:  # nearly always so for what is new
             return None
-        ways = self._records[begin : begin + _NAMES.size]
-        latest: Ghost | None = None
-        for found, at, age_seconds, why, number in _RECORD.iter_unpack(ways):
-            if found == name and (latest is None or at >= latest.at):
-                latest = Ghost(Departure(why), at, age_seconds, self._owners[number])
-        return latest
+        turn = self._next[way]
+        newest_first = range(turn - 1, turn - 1 - WAYS, -1)  # a negative place counts from the way's end
+        place = next(each for each in newest_first if names[each] == name) % WAYS
+        _, at, age_seconds, why, number = _RECORD.unpack_from(self._records, (way * WAYS + place) * RECORD_BYTES)
+        return Ghost(_DEPARTURES[why], at, age_seconds, self._owners[number])
 
-    def _number(self, owner: Owner | None) -> int:
-        if len(self._owners) > MAX_OWNERS:
+    def _numbered(self, owner: Owner | None) -> int:
+        if owner is None or len(self._owners) > MAX_OWNERS:
             return 0
         self._owners.append(owner)
         self._numbers[owner] = len(self._owners) - 1

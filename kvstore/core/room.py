@@ -162,11 +162,12 @@ class Room:
         space = self.spaces[tier]
         if space.slots_in_region(slot_pages) == 0:
             return False
-        self._making = (tier, owner)
         while (missing := count - space.room(owner, slot_pages)) > 0:
             first = self._order(tier, owner).first()
             colder_than = self._entries[first].last_used if first is not None else None
             region = self._coldest_foreign(tier, owner, colder_than)
+            if self._making != (tier, owner):  # else the same tuple: whoever compares it does so for each object
+                self._making = (tier, owner)
             if region is None:
                 chosen = self._choose(tier, owner, missing)
                 if chosen is not None:
