@@ -71,6 +71,8 @@ class HazardOrder:
         self._kind_numbers: dict[Kind, int] = {}
         self._shelves: Shelves[tuple[int, int]] = Shelves()  # by kind and bucket
         self._by_worth: list[tuple[int, int]] = []  # shelves, the least first; by the table's version
+        self._places: dict[tuple[int, int], int] = {}  # of shelves in that list
+        self._first_place = 0  # all shelves before it are empty
         self._version = -1
         self._stored: dict[BlockKey, Entry] = {}
         self._pasts: dict[BlockKey, Past] = {}
@@ -111,7 +113,8 @@ class HazardOrder:
     def withdraw(self, key: BlockKey) -> None:
         """Nobody could have used it by itself from now on: a lease holds it, or something stands on it."""
         if self._shelves.take(key) is not None:
-            del self._watched[key]
+            known = self._watched.pop(key)
+            self._table.enter(known.kind, known.bucket, -1.0)
 
     def pop(self) -> BlockKey | None:
         key = self.first()
@@ -143,10 +146,13 @@ class HazardOrder:
         if self._version != self._table.version or len(self._by_worth) != self._shelves.shelves:
             self._version = self._table.version
             self._by_worth = sorted(self._shelves.names(), key=self._worth)
-        for shelf in self._by_worth:
-            found = self._shelves.first(shelf)
+            self._places = {shelf: place for place, shelf in enumerate(self._by_worth)}
+            self._first_place = 0
+        while self._first_place < len(self._by_worth):
+            found = self._shelves.first(self._by_worth[self._first_place])
             if found is not None:
                 return found[1]
+            self._first_place += 1
         return None
 
     def _worth(self, shelf: tuple[int, int]) -> tuple[float, int]:
@@ -174,18 +180,24 @@ class HazardOrder:
         return number
 
     def _watch(self, key: BlockKey, watched: Watched) -> None:
-        self._shelves.put(key, (watched.kind, watched.bucket), watched.last_used)
+        known = self._watched.get(key)
+        if known is not None and known.last_used == watched.last_used and known.bucket == watched.bucket:
+            self._table.enter(known.kind, known.bucket, -1.0)  # the same stay, seen otherwise
+        shelf = (watched.kind, watched.bucket)
+        self._shelves.put(key, shelf, watched.last_used)
+        self._first_place = min(self._first_place, self._places.get(shelf, 0))
         self._remember(key, watched)
 
     def _remember(self, key: BlockKey, watched: Watched) -> None:
         self._watched[key] = watched
+        self._table.enter(watched.kind, watched.bucket)
         heapq.heappush(self._due, (watched.last_used + ends_at(watched.bucket), key, watched.last_used))
 
     def _learn_use(self, entry: Entry) -> None:
         known = self._watched.get(entry.facts.key)
         if known is None or entry.last_used <= known.last_used:  # one request may name an object twice
             return
-        self._table.learn(known.kind, known.bucket, True)
+        self._table.use(known.kind, known.bucket)
         if entry.facts.key in self._shelves:
             self._watch(entry.facts.key, Watched(self._kind(entry), entry.last_used, 0))
         else:
@@ -199,7 +211,6 @@ class HazardOrder:
             known = self._watched.get(key)
             if known is None or known.last_used != last_used or last_used + ends_at(known.bucket) != ended:
                 continue
-            self._table.learn(known.kind, known.bucket, False)
             older = Watched(known.kind, last_used, known.bucket + 1)
             if key in self._shelves:
                 older = older._replace(kind=self._kind(self._stored[key]))  # it may be no end any more
@@ -207,4 +218,5 @@ class HazardOrder:
             elif key in self._gone or key in self._stored:
                 self._remember(key, older)
             else:
-                del self._watched[key]  # forgotten
+                del self._watched[key]  # forgotten: it was followed through half the bucket, say
+                self._table.enter(known.kind, known.bucket, -0.5)

@@ -1,9 +1,9 @@
 """How likely things of a kind are used next, by age: a life table, learned as ages pass.
 
 Buckets of age double: bucket 0 is the first second, bucket k the seconds from 2^(k-1) to 2^k. Of each kind and bucket
-it counts how many went through it and how many of them were used in it. A kind that was rarely seen is taken to be
-like all kinds together, and those like a thing whose chance of use is a half in each bucket: that is worth less the
-older it is, so that an order that has learned nothing is LRU.
+it counts how many came to be in it and how many of them were used in it; those still there count as not used so far.
+A kind that was rarely seen is taken to be like all kinds together, and those like a thing whose chance of use is a
+half in each bucket: that is worth less the older it is, so that an order that has learned nothing is LRU.
 
 What an object is worth from some age on is its Gittins index (Gittins 1979; for caches the "hit density" of LHD,
 Beckmann et al., NSDI 2018): over the best time to give up on it, chances of a use per second of keeping it until then.
@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 BUCKETS = 32  # to 68 years
-PRIOR_WEIGHT = 8.0  # objects of all kinds that a kind's own are set against: a few tens of its own decide
-MEMORY = 1 << 15  # objects going through a bucket, of all kinds, after which what was learned counts half
+PRIOR_WEIGHT = 8.0  # objects of all kinds in a bucket, against a kind's own
+MEMORY = 1 << 15  # times that an object came to be in a bucket, of all kinds, after which what was learned counts half
 
 
 class LifeTable:
@@ -32,17 +32,16 @@ class LifeTable:
         self._since_halving = 0
         self._seen = 0
 
-    def learn(self, kind: Hashable, bucket: int, is_used: bool) -> None:
-        """One of this kind left this bucket, by a use or by growing older."""
+    def enter(self, kind: Hashable, bucket: int, count: float = 1.0) -> None:
+        """One of this kind is in this bucket now; negative: it was in none after all, or is followed no further."""
         through = self._through.get(kind)
         if through is None:
             through = self._through[kind] = [0.0] * BUCKETS
             self._used[kind] = [0.0] * BUCKETS
-        through[bucket] += 1
-        self._all_through[bucket] += 1
-        if is_used:
-            self._used[kind][bucket] += 1
-            self._all_used[bucket] += 1
+        through[bucket] += count
+        self._all_through[bucket] += count
+        if count < 1:
+            return
         self._seen += 1
         self._since_version += 1
         self._since_halving += 1
@@ -52,6 +51,11 @@ class LifeTable:
             self.version += 1
             self._since_version = 0
             self._indexes.clear()
+
+    def use(self, kind: Hashable, bucket: int) -> None:
+        """One that had entered was used there."""
+        self._used[kind][bucket] += 1
+        self._all_used[bucket] += 1
 
     def index(self, kind: Hashable, bucket: int) -> float:
         """Uses a second of keeping one of this age, at the best time to give up."""
@@ -65,10 +69,10 @@ class LifeTable:
         through, used = self._through.get(kind), self._used.get(kind)
         found = []
         for bucket in range(BUCKETS):
-            chance = (self._all_used[bucket] + 0.5) / (self._all_through[bucket] + 1.0)
+            chance = (self._all_used[bucket] + 0.5) / (max(self._all_through[bucket], 0.0) + 1.0)
             if through is not None and used is not None:
-                chance = (used[bucket] + PRIOR_WEIGHT * chance) / (through[bucket] + PRIOR_WEIGHT)
-            found.append(chance)
+                chance = (used[bucket] + PRIOR_WEIGHT * chance) / (max(through[bucket], 0.0) + PRIOR_WEIGHT)
+            found.append(min(max(chance, 0.0), 1.0))  # halving may leave a use without the one that entered
         return found
 
     def _halve(self) -> None:
@@ -90,6 +94,9 @@ def ends_at(bucket: int) -> float:
     return float(1 << bucket)
 
 
+_WIDTHS = [ends_at(bucket) - (ends_at(bucket - 1) if bucket else 0.0) for bucket in range(BUCKETS)]  # seconds
+
+
 def gittins(chances: list[float]) -> list[float]:
     """By bucket: the most, over the buckets to stop after, of uses until then over seconds until a use or then.
 
@@ -105,10 +112,11 @@ def gittins(chances: list[float]) -> list[float]:
         best = uses = seconds = 0.0
         left = 1.0
         for bucket in range(start, len(chances)):
-            width = ends_at(bucket) - (ends_at(bucket - 1) if bucket else 0.0)
-            uses += left * chances[bucket]
-            seconds += left * width * (1 - chances[bucket] / 2)  # a use comes halfway through its bucket
-            left *= 1 - chances[bucket]
-            best = max(best, uses / seconds)
+            chance = chances[bucket]
+            uses += left * chance
+            seconds += left * _WIDTHS[bucket] * (1 - chance / 2)  # a use comes halfway through its bucket
+            left *= 1 - chance
+            if uses > best * seconds:
+                best = uses / seconds
         found.append(best)
     return found
