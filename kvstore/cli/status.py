@@ -11,6 +11,7 @@ from rich.table import Table
 
 from kvstore.client.arguments import checked_address
 from kvstore.config import DEFAULT_LISTEN
+from kvstore.core.keys import Tier
 from kvstore.core.sizes import format_size
 from kvstore.rpc.enums import TIER
 from kvstore.rpc.generated import admin_pb2 as pb
@@ -62,6 +63,10 @@ def status_facts(status: pb.StatusResponse) -> dict[str, object]:
                 "rows": space.rows,
                 "states": space.states,
                 "host_bytes": space.host_bytes,
+                "curve": [
+                    {"host_bytes": point.host_bytes, "token_hits": point.token_hits, "work_hits": point.work_hits}
+                    for point in space.curve
+                ],
             }
             for space in status.namespaces
         ],
@@ -101,6 +106,10 @@ def _print(console: Console, address: str, status: pb.StatusResponse) -> None:
             host = format_size(space.host_bytes)
             spaces.add_row(space.model, space.revision, space.numerics, str(space.rows), str(space.states), host)
         console.print(spaces)
+        host_bytes = sum(tier.capacity_bytes for tier in status.tiers if TIER.to_core(tier.tier) is Tier.HOST)
+        for space in status.namespaces:
+            if space.curve:
+                console.print(f"{space.model} {space.revision}: {_gains(space, host_bytes)}", highlight=False)
     console.print(f"{status.leases} leases, {status.pins} pins, {status.queued_copies} copies queued", highlight=False)
     huge_bytes = sum(tier.huge_bytes for tier in status.tiers)
     if huge_bytes:
@@ -121,6 +130,22 @@ def _print(console: Console, address: str, status: pb.StatusResponse) -> None:
         for name, count in told.items():
             counters.add_row(name, str(count))
         console.print(counters)
+
+
+def _gains(space: pb.NamespaceStatus, host_bytes: int) -> str:
+    """What more and less host memory would have done to the share of prompt tokens whose rows are there.
+
+    The curve has points at multiples of the configured size, from which `host_bytes` differs by its rounding.
+    """
+    points = sorted(space.curve, key=lambda point: point.host_bytes)
+    now = min(points, key=lambda point: abs(point.host_bytes - host_bytes))
+    told = [f"rows of {now.token_hits:.1%} of its prompt tokens fit host memory"]
+    for point in points:
+        change = point.host_bytes - now.host_bytes
+        if point.host_bytes in (now.host_bytes // 2, 2 * now.host_bytes, 4 * now.host_bytes):
+            points_more = 100 * (point.token_hits - now.token_hits)
+            told.append(f"{format_size(abs(change))} {'more' if change > 0 else 'less'}: {points_more:+.1f} points")
+    return "; ".join(told)
 
 
 def _speed(bytes_per_second: float) -> str:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 
 STEPS = 16  # buckets an octave: 3 to 6 % wide
 
+MAX_RUNS = 1024  # that wait to be spread over the buckets
+
 Work = Callable[[int, int], float]  # what computing blocks [first, end) of a chain costs, in any unit
 
 
@@ -51,6 +53,7 @@ class Curve:
     sampled: References = field(default_factory=References)
     hot_work: References = field(default_factory=References)
     sampled_work: References = field(default_factory=References)
+    runs: dict[tuple[int, float, int, int], int] = field(default_factory=dict)  # of the hottest, by how often
 
     # -- filling --------------------------------------------------------------------------------
     def asked(self, first: int, hot_end: int, end: int, tokens: int) -> None:
@@ -77,17 +80,32 @@ class Curve:
                 self.sampled_work.near[bucket(distance)] += work
 
     def used_run(self, distance: float, block_bytes: float, first: int, end: int) -> None:
-        """Blocks [first, end) of the hottest were used before, one behind the other; the first at this distance."""
+        """Blocks [first, end) of the hottest were used before, one behind the other; the first at this distance.
+
+        The same runs come again and again: they are counted, in the bucket where they start, and spread when asked.
+        """
+        run = (bucket(distance), block_bytes, first, end)
+        self.runs[run] = self.runs.get(run, 0) + 1
+        if len(self.runs) > MAX_RUNS:
+            self._spread_runs()
+
+    def _spread_runs(self) -> None:
+        for (start, block_bytes, first, end), count in self.runs.items():
+            self._spread(lower_edge(start + 1), block_bytes, first, end, count)
+        self.runs.clear()
+
+    def _spread(self, distance: float, block_bytes: float, first: int, end: int, count: int) -> None:
         while first < end:
             at = bucket(distance)
             here = min(end - first, max(0, int((lower_edge(at + 1) - distance) / block_bytes)) + 1)
-            self.hot.near[at] += here
+            self.hot.near[at] += count * here
             if self.work is not None:
-                self.hot_work.near[at] += self.work(first, first + here)
+                self.hot_work.near[at] += count * self.work(first, first + here)
             first, distance = first + here, distance + here * block_bytes
 
     def fade(self, share: float) -> None:
         """Let the past count for this share of what it did."""
+        self._spread_runs()
         self.tokens *= share
         for references in (self.hot, self.sampled, self.hot_work, self.sampled_work):
             references.fade(share)
@@ -100,10 +118,12 @@ class Curve:
 
     def miss_ratio(self, nbytes: float) -> float:
         """Share of the blocks asked for that a store of so many bytes would not have had."""
+        self._spread_runs()
         return 1.0 - _share(self.hot.hits(nbytes) + self.sampled.hits(nbytes), self.blocks)
 
     def token_hits(self, nbytes: float) -> float:
         """Share of the prompts' tokens that such a store would have had."""
+        self._spread_runs()
         hits = self.hot.hits(nbytes) + self.sampled.hits(nbytes)
         return _share(hits * self.block_tokens, self.tokens)
 
@@ -111,6 +131,7 @@ class Curve:
         """Share of the prefill's work that such a store would have saved; of tokens where work is not known."""
         if self.work is None:
             return self.token_hits(nbytes)
+        self._spread_runs()
         hits = self.hot_work.hits(nbytes) + self.sampled_work.hits(nbytes)
         return _share(hits, self.hot_work.asked + self.sampled_work.asked)
 

@@ -16,15 +16,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
 
+from kvstore.core.cost import CostModel
 from kvstore.core.curve import Curve, Work
 from kvstore.core.hottest import Hottest, Span
-from kvstore.core.keys import HASH_BYTES
+from kvstore.core.index import Namespace
+from kvstore.core.keys import HASH_BYTES, PAGE_BYTES, Chain
 from kvstore.core.recency import Moment, Recency
 
 SAMPLE_BLOCKS = 5120  # 4,000 keep the mean error below a point (MEASURED.md section 7); 7/8 to all are in use
 HOT_BLOCKS = 2048
 REACH = 8  # a tier of so many times the bytes of today's is the largest worth an answer
+HALF_LIFE_SECONDS = 6 * 3600.0  # of what was asked: a curve is of today's traffic, and a night does not empty it
+KNOWN_LENGTHS = 8192  # chain lengths of which the prefill's work is remembered: it takes microseconds to tell
 SAMPLED_BYTES = 4  # of a hash, its last, little-endian, are compared with the threshold
 WHOLE = 1 << 8 * SAMPLED_BYTES
 
@@ -44,6 +49,7 @@ class Curves:
         self._tracked: dict[bytes, Moment] = {}  # block -> its last use
         self._hottest = Hottest(hot_blocks)
         self._recency = Recency(2 * (sample_blocks + hot_blocks) + 1)
+        self._fades_at: float | None = None
         self._threshold = 0
         self._marks = b""  # for `bytes.translate`: 1 for last bytes of which some are tracked
 
@@ -61,6 +67,21 @@ class Curves:
         if name not in self.namespaces:
             self.namespaces[name] = Curve(block_tokens, work)
         return self.namespaces[name]
+
+    def looked_up(self, namespace: Namespace, chain: Chain, prompt_tokens: int, now: float) -> None:
+        """A lookup as the planner sees it. States count as spread over the rows that they are stored with."""
+        curve = self.namespaces[namespace.name]
+        contents, state = namespace.contents, namespace.layout.state_group
+        block_slots = float(namespace.slots_needed(0))
+        if state is not None and contents.rows:
+            block_slots += namespace.slots_needed(state) * round(contents.states / contents.rows, 3)
+        block_bytes = block_slots * (namespace.slot_pages * PAGE_BYTES or 1)  # without slots, of bytes
+        if self._fades_at is None or now >= self._fades_at:
+            if self._fades_at is not None:
+                for each in self.namespaces.values():
+                    each.fade(0.5)
+            self._fades_at = now + HALF_LIFE_SECONDS
+        self.record(curve, chain.hashes, block_bytes, prompt_tokens, chain.first_block)
 
     def record(self, curve: Curve, hashes: bytes, block_bytes: float, tokens: int, first_block: int = 0) -> None:
         """A lookup of these blocks, root first: packed hashes, each block with all that is stored for it.
@@ -160,7 +181,7 @@ class Curves:
                 continue
             keys, _ = self._sampled(span.hashes, 0)
             self._tracked.update(dict.fromkeys(keys, span.moment))
-        self._tidy()
+            self._recency.add(span.moment, span.moment.block_bytes * (len(keys) / self.rate - span.blocks))
 
     def _tidy(self) -> None:
         """Forget what is out of reach; track fewer where that leaves too many; number the moments anew."""
@@ -182,3 +203,16 @@ class Curves:
             yield moment, count * weight * moment.block_bytes
         for span in self._hottest.spans():
             yield span.moment, span.blocks * span.moment.block_bytes
+
+
+def work_of(cost: CostModel | None, block_tokens: int) -> Work | None:
+    """Weighted FLOP of computing blocks of a layout; None where it does not say."""
+    if cost is None:
+        return None
+    model = cost
+
+    @lru_cache(maxsize=KNOWN_LENGTHS)
+    def until(end: int) -> float:
+        return model.prefill_flops(0, end * block_tokens)
+
+    return lambda first, end: until(end) - until(first)

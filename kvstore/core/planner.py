@@ -22,6 +22,7 @@ from kvstore.core.actions import Action, Copy
 from kvstore.core.climb import with_states
 from kvstore.core.copies import Copies
 from kvstore.core.cost import CostModel
+from kvstore.core.curves import REACH, Curves, work_of
 from kvstore.core.ghosts import Departure, Ghosts
 from kvstore.core.ideal import IdealSpace
 from kvstore.core.index import CopyStatus, Entry, Facts, Held, Namespace, Node
@@ -61,6 +62,8 @@ class Planner:
         self.spaces = {Tier.HOST: host, Tier.DISK: disk}
         self.namespaces: dict[bytes, Namespace] = {}
         self.leases = Leases()
+        stored_bytes = settings.host_bytes + settings.disk_bytes
+        self.curves = Curves(float(REACH * stored_bytes)) if settings.curves else None
         self.misses = Misses(Ghosts(settings.host_bytes + settings.disk_bytes))
         self._room = Room(self.spaces, policy or LRU(), self.misses.ghosts.left)
         self._copies = Copies(self._room, self.counts)
@@ -96,6 +99,8 @@ class Planner:
             pages = 0 if is_ideal else slot_pages(layout.rows.nbytes, self.spaces[Tier.HOST].region_pages)
             self.namespaces[name] = Namespace(name, root, layout, pages)
             self._costs[name] = CostModel.of(layout)
+            if self.curves is not None:
+                self.curves.open(name, layout.block_tokens, work_of(self._costs[name], layout.block_tokens))
         return self.namespaces[name]
 
     # -- questions ------------------------------------------------------------------------------
@@ -178,6 +183,8 @@ class Planner:
         self.counts.lookups += 1
         self.counts.asked_tokens += request.prompt_tokens
         self.counts.hit_tokens += match.plan.tokens
+        if self.curves is not None and not request.hot_only:  # that one asks again for what a load brought meanwhile
+            self.curves.looked_up(self.namespaces[name], request.chain, request.prompt_tokens, now)
         if found.last is not None:
             self._lifetimes.touch(found.last.rows, now)
             self._remember(name, request.hints.session, found.last)

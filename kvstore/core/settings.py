@@ -19,6 +19,7 @@ class Settings:
     lease_seconds: float = 30.0
     pinned_share: float = 0.5  # pins hold at most this share of the host tier's bytes
     ideal_space: bool = False  # objects take their bytes and no slots (ideal.py): to compare with textbook caches
+    curves: bool = False  # keep live miss-ratio curves (curves.py)
     segment_bytes: int | None = None  # disk segment; None: 1/64 of the tier, at least 16 MiB where that fits four times
 
 

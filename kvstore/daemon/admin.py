@@ -113,4 +113,8 @@ def _namespace(state: NamespaceState) -> pb.NamespaceStatus:
         rows=state.rows,
         states=state.states,
         host_bytes=state.host_bytes,
+        curve=[
+            pb.CurvePoint(host_bytes=point.nbytes, token_hits=point.token_hits, work_hits=point.work_hits)
+            for point in state.curve
+        ],
     )

@@ -7,7 +7,10 @@ from collections import Counter
 from kvstore.core.keys import PAGE_BYTES, Tier
 from kvstore.core.match import MissReason
 from kvstore.store.kept import Kept
-from kvstore.store.objects import NamespaceState, StoreStatus, TierState
+from kvstore.store.objects import CurvePoint, NamespaceState, StoreStatus, TierState
+
+# A curve is told at these multiples of the host tier: what a smaller one would lose, up to all that the curve reaches.
+CURVE_SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0, 8.0)
 
 
 def figures(kept: Kept) -> StoreStatus:
@@ -28,7 +31,7 @@ def figures(kept: Kept) -> StoreStatus:
         return StoreStatus(
             tiers=tuple(_tier_state(kept, tier, objects[tier]) for tier in _tiers(kept)),
             namespaces=tuple(
-                NamespaceState(name, known.layout, content.rows, content.states, content.host_bytes)
+                NamespaceState(name, known.layout, content.rows, content.states, content.host_bytes, _curve(kept, name))
                 for name, known in kept.namespaces.items()
                 for content in (contents[name],)
             ),
@@ -40,6 +43,15 @@ def figures(kept: Kept) -> StoreStatus:
             handoff_bytes=kept.handoffs.used_bytes,
             lock=kept.lock.figures(),
         )
+
+
+def _curve(kept: Kept, name: bytes) -> tuple[CurvePoint, ...]:
+    curves = kept.planner.curves
+    curve = curves.namespaces.get(name) if curves is not None else None
+    if curve is None or not curve.blocks:
+        return ()
+    sizes = [int(share * kept.planner.settings.host_bytes) for share in CURVE_SHARES]
+    return tuple(CurvePoint(size, curve.token_hits(size), curve.work_hits(size)) for size in sizes)
 
 
 def _word(reason: MissReason) -> str:

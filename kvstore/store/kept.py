@@ -58,6 +58,7 @@ class Kept:
                 disk_bytes=disk.segment_count * (segment_bytes or 0) if disk is not None else 0,
                 placement=config.placement,
                 lease_seconds=config.lease_seconds,
+                curves=True,
                 segment_bytes=segment_bytes,
             ),
             policy_named(config.policy),

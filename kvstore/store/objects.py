@@ -91,12 +91,21 @@ class TierState(NamedTuple):
     huge_bytes: int = 0  # of `ready_bytes`, those in huge pages
 
 
+class CurvePoint(NamedTuple):
+    """What host memory of another size would have answered lately."""
+
+    nbytes: int
+    token_hits: float  # share of prompt tokens, by the rows alone
+    work_hits: float  # share of the prefill's work
+
+
 class NamespaceState(NamedTuple):
     id: bytes
     layout: ModelLayout
     rows: int
     states: int
     host_bytes: int
+    curve: tuple[CurvePoint, ...] = ()  # by size; empty until something was asked
 
 
 class StoreStatus(NamedTuple):

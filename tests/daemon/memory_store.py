@@ -163,7 +163,7 @@ class MemoryStore:
             huge_bytes=100,
         )
         spaces = [
-            SimpleNamespace(id=space.id, layout=space.layout, rows=len(self.objects), states=0, host_bytes=0)
+            SimpleNamespace(id=space.id, layout=space.layout, rows=len(self.objects), states=0, host_bytes=0, curve=())
             for space in self.namespaces.values()
         ]
         return SimpleNamespace(

@@ -138,6 +138,35 @@ class TierStatus(_message.Message):
 Global___TierStatus: _TypeAlias = TierStatus  # noqa: Y015
 
 @_typing.final
+class CurvePoint(_message.Message):
+    """What host memory of another size would have answered of what was asked lately."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_BYTES_FIELD_NUMBER: _builtins.int
+    TOKEN_HITS_FIELD_NUMBER: _builtins.int
+    WORK_HITS_FIELD_NUMBER: _builtins.int
+    host_bytes: _builtins.int
+    token_hits: _builtins.float
+    """Share of prompt tokens whose rows it would have had."""
+    work_hits: _builtins.float
+    """Share of the prefill's work; of tokens where the layout does not say what a prefill costs."""
+    def __init__(
+        self,
+        *,
+        host_bytes: _builtins.int = ...,
+        token_hits: _builtins.float = ...,
+        work_hits: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_bytes", b"host_bytes", "token_hits", b"token_hits", "work_hits", b"work_hits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CurvePoint: _TypeAlias = CurvePoint  # noqa: Y015
+
+@_typing.final
 class NamespaceStatus(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -148,6 +177,7 @@ class NamespaceStatus(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
     HOST_BYTES_FIELD_NUMBER: _builtins.int
+    CURVE_FIELD_NUMBER: _builtins.int
     namespace_id: _builtins.bytes
     model: _builtins.str
     revision: _builtins.str
@@ -155,6 +185,10 @@ class NamespaceStatus(_message.Message):
     rows: _builtins.int
     states: _builtins.int
     host_bytes: _builtins.int
+    @_builtins.property
+    def curve(self) -> _containers.RepeatedCompositeFieldContainer[Global___CurvePoint]:
+        """By size; the host tier as it is among them. Empty until something was asked."""
+
     def __init__(
         self,
         *,
@@ -165,10 +199,11 @@ class NamespaceStatus(_message.Message):
         rows: _builtins.int = ...,
         states: _builtins.int = ...,
         host_bytes: _builtins.int = ...,
+        curve: _abc.Iterable[Global___CurvePoint] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_bytes", b"host_bytes", "model", b"model", "namespace_id", b"namespace_id", "numerics", b"numerics", "revision", b"revision", "rows", b"rows", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["curve", b"curve", "host_bytes", b"host_bytes", "model", b"model", "namespace_id", b"namespace_id", "numerics", b"numerics", "revision", b"revision", "rows", b"rows", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
