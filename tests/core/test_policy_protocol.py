@@ -22,7 +22,8 @@ def tree() -> list[Entry]:
     for name in range(3):
         parent = space.root
         for depth in range(CHAIN):
-            entry = make_entry(space, (name, depth), parent=parent, nbytes=1000 + 700 * depth)
+            ttl_seconds = 5.0 if name == 2 else None
+            entry = make_entry(space, (name, depth), parent=parent, nbytes=1000 + 700 * depth, ttl_seconds=ttl_seconds)
             found.append(entry)
             parent = entry.node
         found.append(make_entry(space, (name, "state"), parent=parent, nbytes=9000, group=1))

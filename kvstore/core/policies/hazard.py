@@ -112,7 +112,7 @@ class HazardOrder:
 
     def withdraw(self, key: BlockKey) -> None:
         """Nobody could have used it by itself from now on: a lease holds it, or something stands on it."""
-        if self._shelves.take(key) is not None:
+        if self._shelves.take(key):
             known = self._watched.pop(key)
             self._table.enter(known.kind, known.bucket, -1.0)
 

@@ -21,7 +21,7 @@ class Quantile:
         self._seen = 0
 
     def add(self, value: float) -> None:
-        if value <= 0:
+        if value <= 0 or value == self.value:
             return
         self._seen += 1
         if self.value is None:

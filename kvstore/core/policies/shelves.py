@@ -20,7 +20,7 @@ class Shelves(Generic[Name]):
 
     def put(self, key: BlockKey, shelf: Name, rank: float) -> None:
         """Lay it there, wherever it lay."""
-        if self._shelf_of.get(key, shelf) != shelf:
+        if key in self._shelf_of and self._shelf_of[key] != shelf:
             self._heaps[self._shelf_of[key]].discard(key)
         heap = self._heaps.get(shelf)
         if heap is None:
@@ -28,12 +28,12 @@ class Shelves(Generic[Name]):
         self._shelf_of[key] = shelf
         heap.add(key, rank)
 
-    def take(self, key: BlockKey) -> Name | None:
-        """Off its shelf; which it was."""
-        shelf = self._shelf_of.pop(key, None)
-        if shelf is not None:
-            self._heaps[shelf].discard(key)
-        return shelf
+    def take(self, key: BlockKey) -> bool:
+        """Off its shelf; whether it was on one."""
+        if key not in self._shelf_of:
+            return False
+        self._heaps[self._shelf_of.pop(key)].discard(key)
+        return True
 
     def firsts(self) -> Iterator[tuple[Name, float, BlockKey]]:
         """Shelf, rank and key of each shelf's first."""

@@ -26,12 +26,13 @@ class SLRU:
     name = "slru"
 
     def order(self, capacity_bytes: int) -> SlruOrder:
-        return SlruOrder()
+        return SlruOrder(capacity_bytes)
 
 
 class SlruOrder(TwoQueues):
-    def __init__(self) -> None:
+    def __init__(self, capacity_bytes: int) -> None:
         super().__init__()
+        self._room = capacity_bytes
         self._ends: OrderedDict[BlockKey, None] = OrderedDict()  # protected, used or bared longest ago first
         self._on: dict[BlockKey, int] = {}  # protected objects that stand on it
         self._now = 0.0
@@ -47,7 +48,7 @@ class SlruOrder(TwoQueues):
         self.prove(entry, self._now)
         self._ends.pop(key, None)
         self._ends[key] = None
-        while self._bytes[1] > PROTECTED_SHARE * sum(self._bytes) and self._ends:
+        while self._bytes[1] > PROTECTED_SHARE * self._room and self._ends:
             self._demote_oldest()
 
     def move(self, kept: Kept, is_second: bool, place: float) -> None:
@@ -57,6 +58,7 @@ class SlruOrder(TwoQueues):
             self._count_on_below(kept, 1 if is_second else -1)
 
     def next_queue(self) -> int:
+        self._room = sum(self._bytes)  # room is short: this is what the owner has of the tier
         return 0 if len(self._candidates[0]) else 1
 
     def left(self, kept: Kept, nbytes: int) -> None:
