@@ -34,6 +34,8 @@ class Copies:
 
         It may leave the host where it is on disk: of a chain larger than the host it is the only leaf there.
         """
+        if self._room.spaces[Tier.HOST].room(namespace.name, namespace.slot_pages) >= count:
+            return True
         if holding is not None and holding.is_ready(Tier.DISK):
             holding = None
         if holding is not None:

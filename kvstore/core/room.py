@@ -72,8 +72,11 @@ class Room:
         attach_copy(entry, tier, held)
         if tier is Tier.HOST or held.slots:
             self.admitted(entry, tier)
-        self.review(entry)
-        self._review_parent(entry)
+        if entry.host is not held or held.status is CopyStatus.READY or entry.disk is not None:
+            self.review(entry)  # else it is new and on its way: it may not go, and was never offered
+        rows = _parent(entry).rows
+        if rows is not None and rows is not entry and not _is_new(rows):
+            self.review(rows)
 
     def attach_promotion(self, entry: Entry, held: Held, *, stands_on_one: bool) -> None:
         """A copy that is on its way to the host from the disk, whose copy there is in use.
@@ -417,6 +420,11 @@ def _last_used(entry: Entry) -> float:
     if entry.is_rows and entry.node.states:
         return max(entry.last_used, *(state.last_used for state in entry.node.states))
     return entry.last_used
+
+
+def _is_new(entry: Entry) -> bool:
+    """On its way for the first time: no order was ever offered it."""
+    return entry.disk is None and entry.host is not None and entry.host.status is CopyStatus.INCOMING
 
 
 def _other(tier: Tier) -> Tier:
