@@ -148,6 +148,19 @@ def test_status_counts_what_lies_where(opened):
     assert [(space.rows, space.states) for space in status.namespaces] == [(BLOCKS, 1)]
 
 
+def test_status_says_what_host_memory_of_other_sizes_would_have_answered(opened):
+    peer, _ = opened()
+    assert not peer.status().namespaces[0].curve, "nothing was asked yet"
+    chain = peer.chain(BLOCKS)
+    put_all(peer, chain)
+    for _ in range(4):
+        peer.lookup(chain)
+    points = peer.status().namespaces[0].curve
+    sizes, hits = [point.host_bytes for point in points], [point.token_hits for point in points]
+    assert sizes == sorted(sizes) and hits == sorted(hits)
+    assert 0.7 < hits[-1] <= 0.75, "three of four lookups asked for what had been asked; a prompt has a token more"
+
+
 def test_a_stop_in_the_middle_of_an_upload_loses_only_that_upload(opened):
     peer, daemon = opened()
     first, second = peer.chain(BLOCKS), peer.chain(BLOCKS, seed=1)
