@@ -37,7 +37,7 @@ WHOLE = 1 << 8 * SAMPLED_BYTES
 class Curves:
     """Reuse distances of live lookups. `reach_bytes`: what was not used for so many others is forgotten; None: never.
 
-    All blocks are tracked until they are too many. With a reach the rate falls to where that much fits, and no further.
+    With a reach the sampling rate starts where that much just fits the sample, and need not fall any further.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class Curves:
         self._hottest = Hottest(hot_blocks)
         self._recency = Recency(2 * (sample_blocks + hot_blocks) + 1)
         self._fades_at: float | None = None
-        self._threshold = WHOLE
-        self._marks = bytes([1]) * 256  # for `bytes.translate`: 1 for last bytes of which some are tracked
+        self._threshold = 0
+        self._marks = b""  # for `bytes.translate`: 1 for last bytes of which some are tracked
 
     @property
     def rate(self) -> float:
@@ -89,6 +89,9 @@ class Curves:
         A lookup that names a tail only counts as its tail.
         """
         blocks = len(hashes) // HASH_BYTES
+        if not self._threshold:
+            fitting = self._sample_blocks * block_bytes / (self._reach_bytes or block_bytes)
+            self._track_below(int(WHOLE * min(1.0, fitting)))
         path = self._hottest.walk(hashes) if first_block == 0 else []
         hot = sum(span.blocks for span in path)
         curve.asked(first_block, first_block + hot, first_block + blocks, tokens)

@@ -153,12 +153,12 @@ def test_status_says_what_host_memory_of_other_sizes_would_have_answered(opened)
     assert not peer.status().namespaces[0].curve, "nothing was asked yet"
     chain = peer.chain(BLOCKS)
     put_all(peer, chain)
-    for _ in range(4):
+    for _ in range(40):
         peer.lookup(chain)
     points = peer.status().namespaces[0].curve
     sizes, hits = [point.host_bytes for point in points], [point.token_hits for point in points]
     assert sizes == sorted(sizes) and hits == sorted(hits)
-    assert 0.7 < hits[-1] <= 0.75, "three of four lookups asked for what had been asked; a prompt has a token more"
+    assert 0.7 < hits[-1] < 1.0, "exact from the ninth on, when the chain is one of the hottest; sampled before"
 
 
 def test_a_stop_in_the_middle_of_an_upload_loses_only_that_upload(opened):
