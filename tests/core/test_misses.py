@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from hashlib import sha256
 
 import pytest
@@ -14,8 +15,8 @@ from kvstore.core.ghosts import LEAST_GHOSTS, MOST_GHOSTS, WAYS, Departure, Ghos
 from kvstore.core.index import ObjectClass
 from kvstore.core.keys import BlockKey, Chain, Tier
 from kvstore.core.match import Hints, MissReason, Speeds
-from kvstore.core.matching import Request
-from kvstore.core.misses import MAX_LAST_LOOKUPS, LastLookup
+from kvstore.core.matching import Request, find
+from kvstore.core.misses import MAX_LAST_LOOKUPS, LastLookup, first_missing
 from kvstore.core.reserve import ObjectSpec, ReserveStatus
 
 BLOCKS = 6
@@ -228,6 +229,31 @@ def test_only_what_is_hot_was_asked_for() -> None:
     match, _ = bench.planner.lookup(NAME, request, b"w" * 16, bench.now)
     assert (match.plan.tokens, match.reason) == (256, MissReason.COLDER)
     assert not bench.planner.misses.last, "what a worker asks in mid-prefill does not hide its lookup"
+
+
+def test_a_tail_behind_what_is_not_hot_is_colder() -> None:
+    bench = Bench(disk=64 * MIB)
+    bench.put("a", 4)
+    for block in (3, 2, 1):
+        entry = bench.planner.entry(bench.key("a", block))
+        assert entry is not None
+        bench.do(list(bench.planner.room.lose(entry, Tier.HOST)))
+    request = Request(bench.chain("a", 6, first=3), 6 * 128 + 1, Hints(), False, Speeds({}), hot_only=True)
+    planner = bench.planner
+    found = find(planner.namespaces[NAME], request, planner.settings.placement, None)
+    assert found.last is not None and found.last.block == 0
+    rows = found._replace(match=replace(found.match, reason=MissReason.NEVER_SEEN))
+    missing = first_missing(request, rows, planner.namespaces[NAME], planner.misses.ghosts, ())
+    assert (missing.reason, missing.block) == (MissReason.COLDER, 1)
+
+
+def test_a_refused_state_does_not_hide_the_refused_rows_behind_it() -> None:
+    ghosts, bench = Ghosts(0), Bench()
+    wanted, full = ReserveStatus.WANTED, ReserveStatus.NO_ROOM
+    specs = [ObjectSpec(0, 0, 1, b""), ObjectSpec(0, 1, 1, b""), ObjectSpec(1, 0, 1, b""), ObjectSpec(2, 0, 1, b"")]
+    ghosts.refused(bench.chain("a", 3), specs, [wanted, full, full, full])
+    known = [ghosts.find(bench.key("a", spec.block, spec.group)) is not None for spec in specs]
+    assert known == [False, True, True, False], "what stands on refused rows is worth no record"
 
 
 def test_an_empty_namespace_beside_one_of_the_same_model_differs() -> None:

@@ -111,6 +111,18 @@ def test_a_reported_object_is_corrupt_and_a_namespace_beside_it_differs(real, re
     other.channel.close()
 
 
+def test_a_session_in_two_namespaces_is_told_of_both_the_latest_first(real, real_peer):
+    other = Peer(real.address.target)
+    other.say_hello(presets.v4_tiny("another"))
+    spaces = (real_peer.hello.namespace_id, other.hello.namespace_id)
+    look_up(real_peer, real_peer.chain(1), "both")
+    look_up(other, other.chain(1), "both")
+    assert [each.namespace_id for each in explain(real_peer, session="both", max_lookups=9).lookups] == [*spaces[::-1]]
+    look_up(real_peer, real_peer.chain(1), "both")
+    assert [each.namespace_id for each in explain(real_peer, session="both").lookups] == [spaces[0]]
+    other.channel.close()
+
+
 def test_without_a_name_the_latest_lookups_are_told(real_peer):
     for number in range(5):
         look_up(real_peer, real_peer.chain(1, number), f"s{number}")
