@@ -1,0 +1,237 @@
+"""What a grid of simulations says of one trace: an object for --json, tables for people. Rates are shares of 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from rich.table import Table
+
+from kvstore.core.placement import Placement, PlacementKind
+from kvstore.core.sizes import format_size
+from kvstore.sim.bounds import Bound
+from kvstore.sim.simulator import SimResult, SimSettings
+from kvstore.sim.trace import Trace
+
+
+class Outcome(NamedTuple):
+    """One simulation, and the best that any cache of its bytes could do."""
+
+    settings: SimSettings
+    result: SimResult
+    minimum: Bound
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All simulations of one trace."""
+
+    trace: Trace
+    infinite: Bound
+    unique_blocks: int
+    outcomes: Sequence[Outcome]
+
+    @property
+    def layouts(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(outcome.settings.layout.model for outcome in self.outcomes))
+
+    @property
+    def count_partial(self) -> bool:
+        return any(outcome.settings.count_partial for outcome in self.outcomes)
+
+
+def capacity_blocks(settings: SimSettings) -> int:
+    """Blocks of rows for which all tiers together have bytes: what MIN may keep. States weigh nothing there."""
+    return (settings.host_bytes + settings.disk_bytes) // settings.layout.rows.nbytes
+
+
+def rates(result: SimResult | Bound, block_tokens: int) -> dict[str, float]:
+    """`block_hit_rate` is a share of the prompts' blocks, the others are shares of input tokens."""
+    if isinstance(result, Bound):
+        hit_tokens = result.hit_tokens
+    else:
+        hit_tokens = min(result.hit_blocks * block_tokens, result.input_tokens)
+    return {
+        "block_hit_rate": _share(result.hit_blocks, result.blocks),
+        "hit_token_rate": _share(hit_tokens, result.input_tokens),
+        "resumed_token_rate": _share(result.resumed_tokens, result.input_tokens),
+    }
+
+
+def facts(report: Report) -> dict[str, object]:
+    """Everything that the tables say and more, JSON-ready. Bytes, tokens, seconds; rates are shares of input tokens."""
+    block_tokens = report.trace.block_tokens
+    return {
+        "trace": report.trace.name,
+        "requests": len(report.trace.requests),
+        "input_tokens": report.infinite.input_tokens,
+        "blocks": report.infinite.blocks,
+        "unique_blocks": report.unique_blocks,
+        "block_tokens": block_tokens,
+        "count_partial": report.count_partial,
+        "layouts": list(report.layouts),
+        "notes": dict(report.trace.notes),
+        "bounds": {
+            "infinite": rates(report.infinite, block_tokens),
+            "min": [
+                {
+                    "host_bytes": host_bytes,
+                    "disk_bytes": disk_bytes,
+                    "capacity_blocks": bound.capacity_blocks,
+                    **rates(bound, block_tokens),
+                }
+                for (host_bytes, disk_bytes), bound in _bounds_by_size(report).items()
+            ],
+        },
+        "results": [_outcome_facts(report, outcome) for outcome in report.outcomes],
+    }
+
+
+def _outcome_facts(report: Report, outcome: Outcome) -> dict[str, object]:
+    settings, result, block_tokens = outcome.settings, outcome.result, report.trace.block_tokens
+    return {
+        "layout": settings.layout.model,
+        "policy": settings.policy,
+        "placement": placement_name(settings.placement),
+        "replay": settings.placement.replay,
+        "ideal_space": settings.is_ideal_space,
+        "resume_alignment": settings.layout.resume_alignment,
+        "host_bytes": settings.host_bytes,
+        "disk_bytes": settings.disk_bytes,
+        **rates(result, block_tokens),
+        "bounds": {"infinite": rates(report.infinite, block_tokens), "min": rates(outcome.minimum, block_tokens)},
+        "hit_blocks": result.hit_blocks,
+        "resumed_tokens": result.resumed_tokens,
+        "by_tier": {tier: _share(tokens, result.input_tokens) for tier, tokens in result.by_tier.items()},
+        "by_kind": _classes(result.by_kind),
+        "by_mode": _classes(result.by_mode),
+        "reasons": dict(result.reasons),
+        "host_bytes_written": result.host_bytes_written,
+        "disk_bytes_written": result.disk_bytes_written,
+        "states_written": result.states_written,
+        "evicted": result.evicted,
+        "refused": result.refused,
+        "seconds": result.seconds,
+        "block_refs": result.block_refs,
+        "block_refs_per_second": result.block_refs / result.seconds if result.seconds else None,
+    }
+
+
+def tables(report: Report) -> list[Table]:
+    """The bounds and one row a simulation; then hits by kind and mode of requests, where the trace names any.
+
+    `found` is a share of the prompts' blocks, `resumed` of their tokens; beside each the bound of its size.
+    """
+    return [_main_table(report), *_class_tables(report)]
+
+
+def _main_table(report: Report) -> Table:
+    block_tokens, infinite = report.trace.block_tokens, rates(report.infinite, report.trace.block_tokens)
+    title = (
+        f"{report.trace.name}: {len(report.trace.requests):,} requests, {report.infinite.input_tokens:,} input tokens, "
+        f"{report.unique_blocks:,} unique blocks of {block_tokens}; {', '.join(report.layouts)}"
+    )
+    caption = (
+        f"Without end: {_percent(infinite['block_hit_rate'])} of blocks found, "
+        f"{_percent(infinite['resumed_token_rate'])} of input tokens resumed. "
+        "MIN: the most for any cache of these bytes, if states weighed nothing."
+    )
+    has_disk = any(outcome.settings.disk_bytes for outcome in report.outcomes)
+    has_states = any(outcome.settings.layout.state is not None for outcome in report.outcomes)
+    tiers = list(dict.fromkeys(tier for outcome in report.outcomes for tier in sorted(outcome.result.by_tier)))
+    tiers = tiers if has_disk else []
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    for column in ("policy", *(["placement"] if has_states else [])):
+        table.add_column(column, no_wrap=True)
+    for column, is_shown in (
+        ("host", True),
+        ("disk", has_disk),
+        ("found", True),
+        ("MIN", True),
+        ("resumed", True),
+        ("MIN", True),
+        *((f"from {tier}", True) for tier in tiers),
+        ("written", True),
+        ("to disk", has_disk),
+        ("states", has_states),
+    ):
+        if is_shown:
+            table.add_column(column, justify="right", no_wrap=True)
+    for settings, result, minimum in report.outcomes:
+        found, best = rates(result, block_tokens), rates(minimum, block_tokens)
+        table.add_row(
+            settings.policy,
+            *([placement_label(settings)] if has_states else []),
+            format_size(settings.host_bytes),
+            *([format_size(settings.disk_bytes)] if has_disk else []),
+            _percent(found["block_hit_rate"]),
+            _percent(best["block_hit_rate"]),
+            _percent(found["resumed_token_rate"]),
+            _percent(best["resumed_token_rate"]),
+            *(_percent(_share(result.by_tier.get(tier, 0), result.input_tokens)) for tier in tiers),
+            format_size(result.host_bytes_written),
+            *([format_size(result.disk_bytes_written)] if has_disk else []),
+            *([f"{result.states_written:,}"] if has_states else []),
+        )
+    return table
+
+
+def _class_tables(report: Report) -> list[Table]:
+    made = []
+    for heading, pick in (("kind", _kinds), ("mode", _modes)):
+        names = sorted({name for outcome in report.outcomes for name in pick(outcome.result)})
+        if not names:
+            continue
+        table = Table(title=f"Resumed, by {heading}, as a share of its own input tokens", title_justify="left")
+        for column in ("policy", "placement"):
+            table.add_column(column, no_wrap=True)
+        for column in ("host", *names):
+            table.add_column(column, justify="right", no_wrap=True)
+        for settings, result, _ in report.outcomes:
+            by_name = _classes(pick(result))
+            cells = [_percent(by_name[name]["resumed_token_rate"]) if name in by_name else "" for name in names]
+            table.add_row(settings.policy, placement_label(settings), format_size(settings.host_bytes), *cells)
+        made.append(table)
+    return made
+
+
+def placement_name(placement: Placement) -> str:
+    """As `Placement.parse` reads it."""
+    name: str = placement.kind.value
+    return f"{name}:{placement.interval_tokens}" if placement.kind is PlacementKind.INTERVAL else name
+
+
+def placement_label(settings: SimSettings) -> str:
+    """For people: nothing where there are no states to place."""
+    if settings.layout.state is None:
+        return "-"
+    name = placement_name(settings.placement)
+    return name if settings.placement.replay else f"{name}, no replay"
+
+
+def _bounds_by_size(report: Report) -> dict[tuple[int, int], Bound]:
+    return {(one.settings.host_bytes, one.settings.disk_bytes): one.minimum for one in report.outcomes}
+
+
+def _kinds(result: SimResult) -> Mapping[str, Sequence[int]]:
+    return result.by_kind
+
+
+def _modes(result: SimResult) -> Mapping[str, Sequence[int]]:
+    return result.by_mode
+
+
+def _classes(table: Mapping[str, Sequence[int]]) -> dict[str, dict[str, float]]:
+    return {
+        name: {"input_tokens": asked, "resumed_tokens": resumed, "resumed_token_rate": _share(resumed, asked)}
+        for name, (asked, resumed) in sorted(table.items())
+    }
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
