@@ -69,6 +69,16 @@ def test_the_operators_commands_run(example_daemon: Path) -> None:
             json.loads(done.stdout)
 
 
+def test_a_made_up_trace_is_simulated(tmp_path: Path) -> None:
+    make, simulate = block_behind("run: simulate").strip().splitlines()
+    make, trace = make.split(" > ")
+    assert trace in simulate
+    with Path(trace.replace(EXAMPLE_FOLDER, str(tmp_path))).open("w") as written:
+        subprocess.run(command(make, tmp_path), stdout=written, timeout=120, check=True)
+    done = subprocess.run(command(simulate, tmp_path), capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0 and "arc" in done.stdout, done.stderr
+
+
 def test_every_flag_of_serve_is_in_the_readme() -> None:
     said = subprocess.run(
         [*KVSTORE, "serve", "--help"], capture_output=True, text=True, timeout=60, env={"COLUMNS": "200"}
