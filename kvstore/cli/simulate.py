@@ -211,7 +211,8 @@ def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
     try:
         yield tell
     finally:
-        bar.stop()
+        if task is not None:
+            bar.stop()
 
 
 def _print(console: Console, reports: Sequence[Report]) -> None:
