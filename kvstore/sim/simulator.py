@@ -24,7 +24,6 @@ from kvstore.core.planner import Planner
 from kvstore.core.policies import policy_named
 from kvstore.core.reserve import ObjectSpec, ReserveStatus
 from kvstore.core.settings import Settings
-from kvstore.core.space import REGIONS
 from kvstore.sim.trace import Trace, TraceRequest
 
 NAMESPACE, ROOT, OWNER = b"simulated".ljust(32), bytes(HASH_BYTES), bytes(16)
@@ -110,10 +109,9 @@ class Simulation:
             ),
             policy_named(settings.policy),
         )
-        self.planner.grow(Tier.HOST, REGIONS)
-        if settings.disk_bytes and not settings.is_ideal_space:
-            segment = self.planner.spaces[Tier.DISK].region_pages * PAGE_BYTES
-            self.planner.grow(Tier.DISK, settings.disk_bytes // segment)
+        for tier, nbytes in ((Tier.HOST, settings.host_bytes), (Tier.DISK, settings.disk_bytes)):
+            space = self.planner.spaces[tier]  # regions that are full, as the daemon counts them
+            self.planner.grow(tier, nbytes // PAGE_BYTES // space.region_pages if nbytes else 0)
         self.planner.add_namespace(NAMESPACE, ROOT, self._layout)
         self._lengths = [group.nbytes for group in self._layout.groups]
         self._now = 0.0

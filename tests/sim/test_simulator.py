@@ -12,6 +12,7 @@ import kvstore
 from kvstore.client.client import Client
 from kvstore.config import load_config
 from kvstore.core.errors import ConfigError
+from kvstore.core.keys import Tier
 from kvstore.core.layout import Group
 from kvstore.core.placement import Placement
 from kvstore.daemon.opening import open_daemon
@@ -83,6 +84,15 @@ def test_a_replay_counts_what_it_saves() -> None:
     result = simulate(trace, SimSettings(layout, 1 << 30, placement=Placement.parse("ends")))
     assert layout.replay_tokens is not None
     assert result.resumed_tokens == 59 * 128 - layout.replay_tokens
+
+
+@pytest.mark.parametrize("mebibytes", [8, 100, 160, 1000, 4096])
+def test_a_store_gets_the_memory_that_was_asked_for(mebibytes: int) -> None:
+    """Regions are whole 2 MiB in larger tiers, so there are not always 64 of them."""
+    run = Simulation(128, SimSettings(sim_layout("v4-flash", 128), mebibytes * MIB, disk_bytes=3 * mebibytes * MIB))
+    for tier, asked in ((Tier.HOST, mebibytes * MIB), (Tier.DISK, 3 * mebibytes * MIB)):
+        space = run.planner.spaces[tier]
+        assert asked - space.region_pages * 4096 < space.capacity_bytes <= asked
 
 
 @pytest.mark.parametrize("policy", ["lru", "arc", "s3fifo", "gdsf", "hazard", "ttl"])
