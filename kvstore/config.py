@@ -24,6 +24,7 @@ machine's memory (host) or of the filesystem (disk).
 
     [evict]
     policy = "lru"                               # lfu, slru, s3fifo, arc, gdsf, hazard, tlru, ttl: core/policies
+    keep_seconds = 0.0                           # used so lately, and on no disk: not evicted for what is new
 
     [limits]
     calls = 64                                   # small calls at once; more are shed
@@ -85,9 +86,10 @@ class MatchConfig:
 
 @dataclass(frozen=True, slots=True)
 class EvictConfig:
-    """What leaves first where memory is short: a policy's name, as `core/policies` has it."""
+    """What leaves first where memory is short: a policy's name, as `core/policies` has it; and what may not leave."""
 
     policy: str
+    keep_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +173,7 @@ def _read(settings: _Settings) -> Config:
         lease_seconds=settings.number("match.lease_seconds", 30.0, 1.0, 3600.0),
     )
     policy = settings.checked("evict.policy", lambda: policy_named(settings.text("evict.policy", "lru")))
-    evict = EvictConfig(policy.name)
+    evict = EvictConfig(policy.name, settings.number("evict.keep_seconds", 0.0, 0.0, 86_400.0))
     limits = LimitsConfig(
         calls=settings.count("limits.calls", 64, 1, 1024),
         fetches=settings.count("limits.fetches", 16, 1, 256),

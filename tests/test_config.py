@@ -53,7 +53,7 @@ def test_without_a_file_everything_has_a_default():
     assert config.listen == DEFAULT_LISTEN
     assert (config.disk, config.secret_file) == (None, None)
     assert config.match.placement == Placement.parse("ends+junctions")
-    assert config.evict.policy == "lru"
+    assert config.evict.policy == "lru" and config.evict.keep_seconds == 0
     assert config.host.bytes == 1 << 30
 
 

@@ -7,6 +7,7 @@ are in `sim`.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,6 +52,9 @@ def simulate_command(
     ] = "4GiB,16GiB,64GiB",
     disk_bytes: Annotated[str, typer.Option(help="sizes of disk, likewise")] = "0",
     policy: Annotated[str, typer.Option(help="eviction policies: lru,arc")] = "lru",
+    keep_seconds: Annotated[
+        str, typer.Option(help="what was used within so many seconds is not evicted for what is new: 0,60,120")
+    ] = "0",
     placement: Annotated[
         str, typer.Option(help="where states are taken: every, interval:N, ends, ends+junctions, none")
     ] = placement_name(DEFAULT_PLACEMENT),
@@ -77,6 +81,7 @@ def simulate_command(
         host_sizes=_named("--host-bytes", host_bytes),
         disk_sizes=_named("--disk-bytes", disk_bytes),
         policies=_named("--policy", policy),
+        keeps=[_seconds(text) for text in _named("--keep-seconds", keep_seconds)],
         placements=[Placement.parse(text, replay) for text in _named("--placement", placement)],
         is_ideal_space=ideal_space,
         count_partial=count_partial,
@@ -101,6 +106,7 @@ class Grid:
     host_sizes: Sequence[str]
     disk_sizes: Sequence[str]
     policies: Sequence[str]
+    keeps: Sequence[float]
     placements: Sequence[Placement]
     is_ideal_space: bool
     count_partial: bool
@@ -129,12 +135,25 @@ class Grid:
                 host_bytes=host_bytes,
                 disk_bytes=disk_bytes,
                 policy=policy,
+                keep_seconds=keep,
                 placement=placement,
                 is_ideal_space=self.is_ideal_space,
                 count_partial=self.count_partial,
             )
-            for policy, placement, disk_bytes, host_bytes in product(self.policies, placements, disks, hosts)
+            for policy, keep, placement, disk_bytes, host_bytes in product(
+                self.policies, self.keeps, placements, disks, hosts
+            )
         ]
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise InvalidInput(f"--keep-seconds: {text!r} is no number of seconds: write 0 or more, such as 60")
+    return seconds
 
 
 def simulated(traces: Sequence[Trace], grid: Grid, processes: int | None) -> list[Report]:

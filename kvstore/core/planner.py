@@ -68,7 +68,7 @@ class Planner:
         self._room = Room(self.spaces, policy or LRU(), self.misses.ghosts.left)
         self._copies = Copies(self._room, self.counts)
         self._lifetimes = Lifetimes(self._room)
-        self._reserving = Reserving(self._room, self._copies, self._lifetimes, first_generation)
+        self._reserving = Reserving(self._room, self._copies, self._lifetimes, first_generation, settings.keep_seconds)
         self._costs: dict[bytes, CostModel | None] = {}
         self._sessions: dict[tuple[bytes, str], bytes] = {}  # the deepest block that was found, by prefix
 

@@ -26,6 +26,7 @@ class Writing:
     hints: Hints
     written_at: float
     now: float
+    is_admitted: bool = True  # what is new; see `Settings.keep_seconds`
     lineages: dict[int, bytes] = field(default_factory=dict)  # of the writer's rows, by index into the chain
     actions: list[Action] = field(default_factory=list)
 
@@ -36,11 +37,14 @@ class Writing:
 class Reserving:
     """Answers `reserve`, object by object."""
 
-    def __init__(self, room: Room, copies: Copies, lifetimes: Lifetimes, first_generation: int) -> None:
+    def __init__(
+        self, room: Room, copies: Copies, lifetimes: Lifetimes, first_generation: int, keep_seconds: float = 0.0
+    ) -> None:
         self.generation = first_generation  # of the next object; never given twice, also across restarts
         self._room = room
         self._copies = copies
         self._lifetimes = lifetimes
+        self._keep_seconds = keep_seconds
 
     def reserve(self, writing: Writing, objects: list[ObjectSpec]) -> tuple[list[ReserveStatus], list[Facts | None]]:
         parent = writing.namespace.node(writing.chain.parent)
@@ -74,7 +78,13 @@ class Reserving:
                 last = node
             if node is None or node.entry(spec.group) is None:
                 count += namespace.slots_needed(spec.group)
-        if count:
+        if not count:
+            return
+        if self._keep_seconds and self._room.spaces[Tier.HOST].room(namespace.name, namespace.slot_pages) < count:
+            victim = self._room.next_victim(Tier.HOST, namespace.name)
+            if victim is not None and not victim.is_ready(Tier.DISK):
+                writing.is_admitted = writing.now - victim.last_used >= self._keep_seconds
+        if writing.is_admitted:
             self._copies.host_room(namespace, count, last.rows, writing.actions)
 
     def _one(self, writing: Writing, spec: ObjectSpec) -> tuple[ReserveStatus, Facts | None]:
@@ -101,7 +111,7 @@ class Reserving:
             if state is not None:
                 return self._known(state, state.facts.content == spec.content, writing.now), None
         count = namespace.slots_needed(spec.group)
-        if not self._copies.host_room(namespace, count, above.rows, writing.actions):
+        if not writing.is_admitted or not self._copies.host_room(namespace, count, above.rows, writing.actions):
             return ReserveStatus.NO_ROOM, None
         assert namespace.node(above.prefix) is above, "the parent went to make room for its child"
         if node is None:

@@ -130,6 +130,11 @@ class Room:
         if not entry.is_rows or entry.node.below(tier) <= len(entry.node.states):
             self.review_all((entry,))
 
+    def next_victim(self, tier: Tier, owner: Hashable) -> Entry | None:
+        """What would go next for this owner."""
+        key = self._order(tier, owner).first()
+        return None if key is None else self._entries[key]
+
     def is_offered(self, entry: Entry, tier: Tier) -> bool:
         """Whether the policy has this copy among its candidates; equal to `may_go`, or a review was forgotten."""
         return entry.facts.key in self._order(tier, self.owner(entry, tier))

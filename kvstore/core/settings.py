@@ -18,6 +18,9 @@ class Settings:
     placement: Placement = DEFAULT_PLACEMENT
     lease_seconds: float = 30.0
     pinned_share: float = 0.5  # pins hold at most this share of the host tier's bytes
+    # what was used within so many seconds, and is nowhere else, is not evicted for what is new: that is not admitted.
+    # Where memory turns over before anything can come back, a part that stays finds more than a whole that does not.
+    keep_seconds: float = 0.0
     ideal_space: bool = False  # objects take their bytes and no slots (ideal.py): to compare with textbook caches
     curves: bool = False  # keep live miss-ratio curves (curves.py)
     segment_bytes: int | None = None  # disk segment; None: 1/64 of the tier, at least 16 MiB where that fits four times

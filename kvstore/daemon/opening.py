@@ -40,6 +40,7 @@ def open_store(config: Config) -> Store:
             disk_bytes=config.disk.bytes if config.disk is not None else 0,
             placement=config.match.placement,
             policy=config.evict.policy,
+            keep_seconds=config.evict.keep_seconds,
             codec=Codec[config.disk.codec.upper()] if config.disk is not None else Codec.RAW,
             lease_seconds=config.match.lease_seconds,
         )

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter
 
 from kvstore.core.errors import InvalidInput
 from kvstore.core.sizes import format_size
-from kvstore.sim.report import Outcome, Report, placement_label, rates
+from kvstore.sim.report import Outcome, Report, placement_label, policy_label, rates
 
 FORMATS = ("svg", "png")
 INCHES = (7.0, 4.5)  # of one trace's plot
@@ -77,7 +77,7 @@ def _draw_one(axes: Axes, report: Report) -> None:
 
 def _label(outcome: Outcome) -> str:
     settings = outcome.settings
-    parts = [settings.policy]
+    parts = [policy_label(settings)]
     if settings.layout.state is not None:
         parts.append(placement_label(settings))
     if settings.disk_bytes:

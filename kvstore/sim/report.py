@@ -93,6 +93,7 @@ def _outcome_facts(report: Report, outcome: Outcome) -> dict[str, object]:
     return {
         "layout": settings.layout.model,
         "policy": settings.policy,
+        "keep_seconds": settings.keep_seconds,
         "placement": placement_name(settings.placement),
         "replay": settings.placement.replay,
         "ideal_space": settings.is_ideal_space,
@@ -161,7 +162,7 @@ def _main_table(report: Report) -> Table:
     for settings, result, minimum in report.outcomes:
         found, best = rates(result, block_tokens), rates(minimum, block_tokens)
         table.add_row(
-            settings.policy,
+            policy_label(settings),
             *([placement_label(settings)] if has_states else []),
             format_size(settings.host_bytes),
             *([format_size(settings.disk_bytes)] if has_disk else []),
@@ -191,9 +192,13 @@ def _class_tables(report: Report) -> list[Table]:
         for settings, result, _ in report.outcomes:
             by_name = _classes(pick(result))
             cells = [_percent(by_name[name]["resumed_token_rate"]) if name in by_name else "" for name in names]
-            table.add_row(settings.policy, placement_label(settings), format_size(settings.host_bytes), *cells)
+            table.add_row(policy_label(settings), placement_label(settings), format_size(settings.host_bytes), *cells)
         made.append(table)
     return made
+
+
+def policy_label(settings: SimSettings) -> str:
+    return settings.policy + (f", keep {settings.keep_seconds:g} s" if settings.keep_seconds else "")
 
 
 def placement_name(placement: Placement) -> str:

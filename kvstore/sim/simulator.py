@@ -41,6 +41,7 @@ class SimSettings:
     disk_bytes: int = 0
     policy: str = "lru"
     placement: Placement = DEFAULT_PLACEMENT
+    keep_seconds: float = 0.0  # `core/settings.py`
     is_ideal_space: bool = False  # no slots, no regions
     count_partial: bool = False  # a prompt's last, partial block counts as one; as Mooncake's authors count
 
@@ -105,6 +106,7 @@ class Simulation:
                 host_bytes=settings.host_bytes,
                 disk_bytes=settings.disk_bytes,
                 placement=settings.placement,
+                keep_seconds=settings.keep_seconds,
                 ideal_space=settings.is_ideal_space,
             ),
             policy_named(settings.policy),

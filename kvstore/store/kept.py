@@ -57,6 +57,7 @@ class Kept:
                 host_bytes=config.host_bytes,
                 disk_bytes=disk.segment_count * (segment_bytes or 0) if disk is not None else 0,
                 placement=config.placement,
+                keep_seconds=config.keep_seconds,
                 lease_seconds=config.lease_seconds,
                 curves=True,
                 segment_bytes=segment_bytes,

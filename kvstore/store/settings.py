@@ -24,6 +24,7 @@ class StoreConfig:
     segment_bytes: int | None = None
     placement: Placement = DEFAULT_PLACEMENT
     policy: str = "lru"  # of eviction, by its name in core/policies
+    keep_seconds: float = 0.0  # `core/settings.py`
     codec: Codec = Codec.RAW  # of frames on disk
     lease_seconds: float = 30.0
     handoff_bytes: int = 64 << 20  # beside `host_bytes`, taken from the machine when used

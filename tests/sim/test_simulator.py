@@ -55,6 +55,21 @@ def test_a_full_store_evicts_leaf_first_what_was_used_longest_ago() -> None:
     assert result.hit_blocks == 2 and result.evicted == 3
 
 
+def test_what_was_used_lately_is_not_evicted_for_what_is_new() -> None:
+    prompts = [(0, 1, 2, 3), (1, 9), (40, 1, 2, 3), (60, 9), (101, 8)]
+    trace = Trace("t", 128, [request(at, *ids) for at, *ids in prompts])
+    result = simulate(trace, plain(3, keep_seconds=60.0))
+    # 9 was refused twice: the end of 1, 2, 3 was 1 s old, then 20 s; 8 came in 61 s after its last use
+    assert (result.hit_blocks, result.refused, result.evicted) == (3, 2, 1)
+    assert simulate(trace, plain(3)).refused == 0
+
+
+def test_what_is_on_disk_too_makes_room_at_once() -> None:
+    trace = Trace("t", 128, [request(at, *ids) for at, *ids in [(0, 1, 2, 3), (1, 9)]])
+    result = simulate(trace, plain(3, keep_seconds=60.0, disk_bytes=1 << 20))
+    assert (result.refused, result.evicted) == (0, 1)
+
+
 def test_outputs_are_kept_where_the_trace_names_them() -> None:
     turns = [request(0, 1, tokens=130, output_ids=(2, 3)), request(1, 1, 2, 3, 4)]
     turns[0] = TraceRequest(0, 130, 300, (1,), output_ids=(2, 3))
