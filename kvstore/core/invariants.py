@@ -28,6 +28,7 @@ def _check_entries(room: Room, leases: Leases) -> None:
     for entry, is_pin in leases.all_anchors():
         counted.setdefault(id(entry), [0, 0])[is_pin] += 1
     pages = dict.fromkeys(room.spaces, 0)
+    candidates = 0
     for entry in room.entries():
         key, node = entry.facts.key, entry.node
         assert node.namespace.nodes.get(key.prefix) is node and node.entry(key.group) is entry, key
@@ -42,6 +43,8 @@ def _check_entries(room: Room, leases: Leases) -> None:
             assert held.busy >= 0, key
             if held.slots:
                 assert room.is_offered(entry, tier) == room.may_go(entry, tier), (key, tier)
+                candidates += room.is_offered(entry, tier)
+    assert candidates == sum(len(order) for _, order in room.orders()), "an order offers what is not there, or twice"
     for (key, _, tier), held in room.doomed.items():
         assert held.busy or held.status is CopyStatus.INCOMING, key
         pages[tier] += room.spaces[tier].pages_in(held.slots)

@@ -33,6 +33,7 @@ from kvstore.core.lifetimes import Lifetimes
 from kvstore.core.match import Hints, Match, SessionEvent
 from kvstore.core.matching import Found, Request, deepest, find, is_readable
 from kvstore.core.misses import LastLookup, Misses, first_missing, last_lookup
+from kvstore.core.placement import Placement
 from kvstore.core.policies.lru import LRU
 from kvstore.core.policy import Policy
 from kvstore.core.reserve import ObjectSpec, ReserveStatus
@@ -42,6 +43,7 @@ from kvstore.core.settings import Counts, Settings, segment_pages
 from kvstore.core.space import Space, class_pages, region_pages, slot_pages
 
 MAX_SESSIONS = 65536  # remembered sessions; the oldest is forgotten
+MOVES_A_TICK = 64  # objects, under 1 ms: a changeover ends where nobody else calls `change_some`
 # A tool call that takes longer may find its chain evicted again, or nobody left: promoting for it would push others
 # out. Half a minute is the lease's default, the time that the store holds copies for a worker anyway.
 PREFETCH_GAP_SECONDS = 30.0
@@ -102,6 +104,35 @@ class Planner:
             if self.curves is not None:
                 self.curves.open(name, layout.block_tokens, work_of(self._costs[name], layout.block_tokens))
         return self.namespaces[name]
+
+    # -- what an operator changes ---------------------------------------------------------------
+    @property
+    def policy(self) -> str:
+        """Name of the policy in charge."""
+        return self._room.policy.name
+
+    @property
+    def left_to_move(self) -> int:
+        """Objects that are still ranked by the policy that was in charge before."""
+        return self._room.left_to_move
+
+    def set_policy(self, policy: Policy) -> None:
+        """Another policy from now on; nothing where it is in charge already. See `change_some`."""
+        if policy.name != self.policy:
+            self._room.change_policy(policy)
+
+    def change_some(self, count: int) -> int:
+        """Move at most so many objects to the policy in charge; how many are left. Ticks move some, too."""
+        return self._room.change_some(count)
+
+    def set_keep_seconds(self, keep_seconds: float) -> None:
+        """See `Settings.keep_seconds`; 0 admits everything."""
+        self.settings = replace(self.settings, keep_seconds=keep_seconds)
+        self._reserving.keep_seconds = keep_seconds
+
+    def set_placement(self, placement: Placement) -> None:
+        """Which states are asked for from now on; those that are there stay."""
+        self.settings = replace(self.settings, placement=placement)
 
     # -- questions ------------------------------------------------------------------------------
     def __len__(self) -> int:
@@ -354,12 +385,16 @@ class Planner:
         return bool(anchors)
 
     def tick(self, now: float) -> list[Action]:
-        """End leases and pins that are due, drop what was unused for its TTL, retry failed copies to disk."""
+        """End leases and pins that are due, drop what was unused for its TTL, retry failed copies to disk.
+
+        A change of policy that is not over goes on.
+        """
         self._room.review_all(self.leases.expire(now))
         self.misses.ghosts.now = now
         with self.misses.ghosts.because(Departure.EXPIRED):
             actions = self._lifetimes.expire(now)
         actions += self._copies.retry_writes()
+        self._room.change_some(MOVES_A_TICK)
         self.counts.expired = self._lifetimes.expired
         return actions
 

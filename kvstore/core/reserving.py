@@ -44,7 +44,7 @@ class Reserving:
         self._room = room
         self._copies = copies
         self._lifetimes = lifetimes
-        self._keep_seconds = keep_seconds
+        self.keep_seconds = keep_seconds  # changes while it runs
 
     def reserve(self, writing: Writing, objects: list[ObjectSpec]) -> tuple[list[ReserveStatus], list[Facts | None]]:
         parent = writing.namespace.node(writing.chain.parent)
@@ -80,10 +80,10 @@ class Reserving:
                 count += namespace.slots_needed(spec.group)
         if not count:
             return
-        if self._keep_seconds and self._room.spaces[Tier.HOST].room(namespace.name, namespace.slot_pages) < count:
+        if self.keep_seconds and self._room.spaces[Tier.HOST].room(namespace.name, namespace.slot_pages) < count:
             victim = self._room.next_victim(Tier.HOST, namespace.name)
             if victim is not None and not victim.is_ready(Tier.DISK):
-                writing.is_admitted = writing.now - victim.last_used >= self._keep_seconds
+                writing.is_admitted = writing.now - victim.last_used >= self.keep_seconds
         if writing.is_admitted:
             self._copies.host_room(namespace, count, last.rows, writing.actions)
 

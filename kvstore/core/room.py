@@ -15,6 +15,7 @@ import heapq
 from collections.abc import Callable, Hashable, Iterable, Iterator
 
 from kvstore.core.actions import Drop
+from kvstore.core.changing import Changing
 from kvstore.core.index import CopyStatus, Entry, Held, Node, attach_copy, detach_copy
 from kvstore.core.keys import BlockKey, Tier
 from kvstore.core.policy import Order, Policy
@@ -40,6 +41,7 @@ class Room:
         self._last_stamp = 0
         self._orders: dict[tuple[Tier, Hashable], Order] = {}
         self._entries: dict[BlockKey, Entry] = {}  # every entry with a copy
+        self._to_move: list[BlockKey] = []  # from the old orders to the new ones, next last; see `change_policy`
 
     def find(self, key: BlockKey) -> Entry | None:
         return self._entries.get(key)
@@ -248,6 +250,42 @@ class Room:
         held = entry.disk
         assert held is not None
         return self.spaces[tier].cut(held.nbytes)[0]
+
+    # -- another policy -------------------------------------------------------------------------
+    def change_policy(self, policy: Policy) -> None:
+        """Rank by another policy from now on; `change_some` has to be called until it says 0.
+
+        Moving an object costs some 10 us, a million of them ten seconds, and no lookup may wait for that: whoever
+        holds a lock moves few at a time. Here is only what cannot be divided: one list of the keys, 10 ms a million.
+        """
+        self.policy = policy
+        for (tier, pool), order in self._orders.items():
+            new = policy.order(self.spaces[tier].capacity_bytes)
+            self._orders[tier, pool] = Changing(order, new, lambda key: _last_used(self._entries[key]))
+        self._to_move = list(reversed(self._entries))  # what came first moves first: parents, and the old in FIFOs
+        self.change_some(0)
+
+    def change_some(self, count: int) -> int:
+        """Move so many objects to the orders of the policy in charge; how many are left."""
+        for _ in range(min(count, len(self._to_move))):
+            entry = self._entries.get(self._to_move.pop())
+            if entry is None:
+                continue
+            for tier, held in entry.copies():
+                order = self.order_of(entry, tier)
+                if isinstance(order, Changing):
+                    order.move(entry, held.nbytes)
+            self.review(entry)
+        if not self._to_move:
+            for name, changed in self._orders.items():
+                if isinstance(changed, Changing):
+                    self._orders[name] = changed.new
+        return len(self._to_move)
+
+    @property
+    def left_to_move(self) -> int:
+        """Objects that the last change of policy did not come to yet."""
+        return len(self._to_move)
 
     # -- private --------------------------------------------------------------------------------
     def _order(self, tier: Tier, owner: Hashable) -> Order:
