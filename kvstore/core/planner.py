@@ -41,6 +41,7 @@ from kvstore.core.reserving import Reserving, Writing
 from kvstore.core.room import Room
 from kvstore.core.settings import Counts, Settings, segment_pages
 from kvstore.core.space import Space, class_pages, region_pages, slot_pages
+from kvstore.core.watching import Watcher
 
 MAX_SESSIONS = 65536  # remembered sessions; the oldest is forgotten
 MOVES_A_TICK = 64  # objects, under 1 ms: a changeover ends where nobody else calls `change_some`
@@ -72,6 +73,7 @@ class Planner:
         self._lifetimes = Lifetimes(self._room)
         self._reserving = Reserving(self._room, self._copies, self._lifetimes, first_generation, settings.keep_seconds)
         self._costs: dict[bytes, CostModel | None] = {}
+        self._watcher: Watcher | None = None
         self._sessions: dict[tuple[bytes, str], bytes] = {}  # the deepest block that was found, by prefix
 
     # -- space and namespaces -------------------------------------------------------------------
@@ -103,6 +105,8 @@ class Planner:
             self._costs[name] = CostModel.of(layout)
             if self.curves is not None:
                 self.curves.open(name, layout.block_tokens, work_of(self._costs[name], layout.block_tokens))
+            if self._watcher is not None:
+                self._watcher.open(name, root, layout)
         return self.namespaces[name]
 
     # -- what an operator changes ---------------------------------------------------------------
@@ -133,6 +137,12 @@ class Planner:
     def set_placement(self, placement: Placement) -> None:
         """Which states are asked for from now on; those that are there stay."""
         self.settings = replace(self.settings, placement=placement)
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell it of every lookup and of every announcement from now on."""
+        self._watcher = watcher
+        for name, namespace in self.namespaces.items():
+            watcher.open(name, namespace.root.prefix, namespace.layout)
 
     # -- questions ------------------------------------------------------------------------------
     def __len__(self) -> int:
@@ -216,6 +226,8 @@ class Planner:
         self.counts.hit_tokens += match.plan.tokens
         if self.curves is not None and not request.hot_only:  # that one asks again for what a load brought meanwhile
             self.curves.looked_up(self.namespaces[name], request.chain, request.prompt_tokens, now)
+        if self._watcher is not None:
+            self._watcher.looked_up(name, request, now)
         if found.last is not None:
             self._lifetimes.touch(found.last.rows, now)
             self._remember(name, request.hints.session, found.last)
@@ -288,6 +300,8 @@ class Planner:
         statuses, facts = self._reserving.reserve(writing, list(objects))
         if ReserveStatus.NO_ROOM in statuses:
             self.misses.ghosts.refused(chain, objects, statuses)
+        if self._watcher is not None:
+            self._watcher.written(name, chain, objects, hints, now)
         self.counts.other_lineage += statuses.count(ReserveStatus.OTHER_LINEAGE)
         return statuses, facts, writing.actions
 
