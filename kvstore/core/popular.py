@@ -16,6 +16,10 @@ class Popular:
         self._counts: dict[bytes, float] = {}
         self._lookups = 0.0
 
+    def __len__(self) -> int:
+        """Blocks that are counted."""
+        return len(self._counts)
+
     @property
     def blocks(self) -> int:
         """How many are popular now."""

@@ -35,19 +35,23 @@ class Rehearsal:
         self._run(actions, now)
         return match
 
-    def put(
-        self, name: bytes, chain: Chain, first: int, states_at: Collection[int], hints: Hints, now: float
-    ) -> None:
+    def put(self, name: bytes, chain: Chain, first: int, states_at: Collection[int], hints: Hints, now: float) -> None:
         """Store blocks of the chain from block `first` on, and states at these token counts.
 
+        A state at the end of the block before comes too where it is missing, as a request's output may end there.
         Nothing happens where what stands before them is not here.
         """
         namespace = self.planner.namespaces[name]
         layout, group = namespace.layout, namespace.layout.state_group
+        if first > chain.first_block and first * layout.block_tokens in states_at:
+            before = namespace.node(chain.hash_at(first - 1 - chain.first_block))
+            first -= before is not None and not before.states
         skipped = first - chain.first_block
+        if skipped >= chain.blocks:
+            return
         parent = chain.parent if not skipped else chain.hash_at(skipped - 1)
         above = namespace.node(parent)
-        if above is None or skipped >= chain.blocks:
+        if above is None:
             return
         objects = []
         for index in range(chain.blocks - skipped):

@@ -159,19 +159,20 @@ class Shadows:
         """Objects were announced. Of interest is what stands behind a prompt of the sample."""
         if not chain.blocks:
             return
-        parent = self._followed.get((name, chain.parent))
-        skipped = 0 if parent is not None else self._prompt_end(name, chain)
+        skipped = self._prompt_end(name, chain)
         if skipped is None or len(self._waiting) >= MAX_WAITING:
             return
         tokens = self._layouts[name][1].block_tokens
         # the prompt's last block may get its state only now: the end of output can lie in it
         states = frozenset(
-            (chain.first_block + spec.block + 1) * tokens for spec in objects if spec.group and spec.block >= skipped - 1
+            (chain.first_block + spec.block + 1) * tokens
+            for spec in objects
+            if spec.group and spec.block >= skipped - 1
         )
         last = chain.blocks - 1
         self._follow(name, chain.hash_at(last), chain.first_block + last)
-        first = max(chain.first_block + skipped - 1, chain.first_block)
-        self._waiting.append(Written(name, chain, first, states, hints, now))
+        if states or skipped < chain.blocks:
+            self._waiting.append(Written(name, chain, chain.first_block + skipped, states, hints, now))
 
     # -- the work ------------------------------------------------------------------------------
     def work(self, most: int = MAX_WAITING) -> int:
@@ -219,6 +220,10 @@ class Shadows:
         for ghost in self._ghosts.values():
             ghost.gain -= old
             ghost.squares = max(ghost.squares, self._ghosts[variant].squares)
+
+    def ghost(self, variant: Variant) -> Ghost:
+        """One of the stores that are followed."""
+        return self._ghosts[variant]
 
     def scores(self) -> dict[Variant, float]:
         """Share of the lately asked tokens that each would have resumed."""
@@ -268,11 +273,11 @@ class Shadows:
             self._followed.popitem(last=False)
 
     def _prompt_end(self, name: bytes, chain: Chain) -> int | None:
-        """How many of the chain's blocks belong to a followed prompt."""
+        """How many of the chain's blocks belong to a followed prompt; None where it has to do with none."""
         for index in range(chain.blocks - 1, -1, -1):
             if (name, chain.hash_at(index)) in self._followed:
                 return index + 1
-        return None
+        return 0 if (name, chain.parent) in self._followed else None
 
     def _resize(self) -> None:
         """Room for the sample: the store's share, and the blocks that all conversations bring."""
