@@ -25,7 +25,7 @@ from kvstore.core.errors import ConfigError, InvalidInput
 from kvstore.core.keys import PAGE_BYTES
 from kvstore.core.layout import ModelLayout
 from kvstore.core.placement import DEFAULT_PLACEMENT, Placement
-from kvstore.core.policies import policy_named
+from kvstore.core.shadows import ADAPTIVE, variants_for
 from kvstore.core.sizes import format_size, parse_size
 from kvstore.core.space import REGIONS
 from kvstore.sim.block_size import at_block_size
@@ -51,9 +51,9 @@ def simulate_command(
         str, typer.Option(help="sizes of host memory: 4GiB,8GiB; 5% is of the bytes of all the trace's blocks")
     ] = "4GiB,16GiB,64GiB",
     disk_bytes: Annotated[str, typer.Option(help="sizes of disk, likewise")] = "0",
-    policy: Annotated[str, typer.Option(help="eviction policies: lru,arc")] = "lru",
+    policy: Annotated[str, typer.Option(help="eviction policies: lru,arc; or adaptive")] = "lru",
     keep_seconds: Annotated[
-        str, typer.Option(help="what was used within so many seconds is not evicted for what is new: 0,60,120")
+        str, typer.Option(help="what was used within so many seconds is not evicted for what is new: 0,60 or adaptive")
     ] = "0",
     placement: Annotated[
         str, typer.Option(help="where states are taken: every, interval:N, ends, ends+junctions, none")
@@ -106,7 +106,7 @@ class Grid:
     host_sizes: Sequence[str]
     disk_sizes: Sequence[str]
     policies: Sequence[str]
-    keeps: Sequence[float]
+    keeps: Sequence[float | None]
     placements: Sequence[Placement]
     is_ideal_space: bool
     count_partial: bool
@@ -114,7 +114,7 @@ class Grid:
     def check(self) -> None:
         """Find a wrong name or size before any work."""
         for policy in self.policies:
-            policy_named(policy)
+            variants_for(policy, None)
         self.settings(unique_bytes=1 << 60)
 
     def settings(self, unique_bytes: int) -> list[SimSettings]:
@@ -146,13 +146,15 @@ class Grid:
         ]
 
 
-def _seconds(text: str) -> float:
+def _seconds(text: str) -> float | None:
+    if text == ADAPTIVE:
+        return None
     try:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < math.inf:
-        raise InvalidInput(f"--keep-seconds: {text!r} is no number of seconds: write 0 or more, such as 60")
+        raise InvalidInput(f"--keep-seconds: {text!r} is no number of seconds: write 0, 60 or adaptive")
     return seconds
 
 

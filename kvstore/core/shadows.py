@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from kvstore.core.keys import Chain, Tier
@@ -35,7 +35,7 @@ SAMPLE_BLOCKS = 4096  # as for the curves: MEASURED section 7 finds errors of a 
 HALF_LIFE_REQUESTS = 512  # sampled ones; differences of a point show after some hundred prompts
 LEAST_REQUESTS = 128  # before anything is decided
 LEAST_GAIN = 0.005  # of the asked tokens
-SURE = 2.0  # standard errors
+SURE = 3.0  # standard errors: all variants are asked again every few requests, and chance may not win once
 FLOOR = 0.002  # the promise is to stay within 0.2 points of the plain variant
 MOST_CLASS_LOSS = 0.05  # of a class's tokens ...
 CLASS_SHARE = 0.05  # ... that has at least this share of what is asked
@@ -58,6 +58,24 @@ ADAPTIVE = "adaptive"  # instead of a policy's name: the best of the variants is
 # ARC keeps least what came last: whoever refuses what is new while that is young refuses nearly all (7.1 instead of 8.9
 # points on the conversation trace at 4 GiB). So admission goes with LRU.
 VARIANTS = (Variant("lru"), Variant("arc"), *(Variant("lru", seconds) for seconds in KEEPS))
+
+
+def variants_for(policy: str, keep_seconds: float | None) -> tuple[Variant, ...]:
+    """What may be in charge of a store, the plain variant first.
+
+    `policy` is a name or "adaptive", `keep_seconds` None where admission may adapt. An adaptive policy comes with
+    adaptive admission, if that is not fixed above 0; of the others only LRU's adapts. Raises ConfigError for a name
+    that no policy has.
+    """
+    if policy == ADAPTIVE and not keep_seconds:
+        return VARIANTS
+    if policy == ADAPTIVE:
+        fixed = keep_seconds or 0.0
+        return tuple(dict.fromkeys(variant._replace(keep_seconds=fixed) for variant in VARIANTS))
+    name = policy_named(policy).name
+    if keep_seconds is None and name == "lru":
+        return tuple(variant for variant in VARIANTS if variant.policy == name)
+    return (Variant(name, keep_seconds or 0.0),)
 
 
 class Asked(NamedTuple):
@@ -210,6 +228,15 @@ class Shadows:
             f"{best.variant} resumes {_points(best.gain / self._asked)} more than {self.charge}"
             f" ({best.gain / math.sqrt(best.squares):.1f} standard errors, {self.requests} prompts followed)",
         )
+
+    def steer(self, planner: Planner) -> Verdict | None:
+        """Let the best variant run this planner, where it is surely better than the one in charge. Returns it."""
+        verdict = self.judge()
+        if verdict is not None:
+            planner.set_keep_seconds(verdict.variant.keep_seconds)
+            planner.set_policy(policy_named(verdict.variant.policy))
+            self.take_over(verdict.variant)
+        return verdict
 
     def take_over(self, variant: Variant) -> None:
         """This variant is in charge from now on; differences are counted against it anew."""

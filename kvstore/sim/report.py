@@ -9,6 +9,7 @@ from typing import NamedTuple
 from rich.table import Table
 
 from kvstore.core.placement import Placement, PlacementKind
+from kvstore.core.shadows import ADAPTIVE
 from kvstore.core.sizes import format_size
 from kvstore.sim.bounds import Bound
 from kvstore.sim.simulator import SimResult, SimSettings
@@ -198,6 +199,8 @@ def _class_tables(report: Report) -> list[Table]:
 
 
 def policy_label(settings: SimSettings) -> str:
+    if settings.keep_seconds is None:
+        return settings.policy if settings.policy == ADAPTIVE else f"{settings.policy}, keep {ADAPTIVE}"
     return settings.policy + (f", keep {settings.keep_seconds:g} s" if settings.keep_seconds else "")
 
 

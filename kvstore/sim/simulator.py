@@ -24,12 +24,14 @@ from kvstore.core.planner import Planner
 from kvstore.core.policies import policy_named
 from kvstore.core.reserve import ObjectSpec, ReserveStatus
 from kvstore.core.settings import Settings
+from kvstore.core.shadows import Shadows, variants_for
 from kvstore.sim.trace import Trace, TraceRequest
 
 NAMESPACE, ROOT, OWNER = b"simulated".ljust(32), bytes(HASH_BYTES), bytes(16)
 CONTENT = bytes(16)
 NO_SPEEDS = Speeds({})  # nothing is priced: a hit is taken wherever there is one
 PROGRESS_EVERY = 256  # requests
+STEER_EVERY = 16  # requests: a daemon's tick sees some between two
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class SimSettings:
     disk_bytes: int = 0
     policy: str = "lru"
     placement: Placement = DEFAULT_PLACEMENT
-    keep_seconds: float = 0.0  # `core/settings.py`
+    keep_seconds: float | None = 0.0  # `core/settings.py`; None: adaptive (`core/shadows.py`)
     is_ideal_space: bool = False  # no slots, no regions
     count_partial: bool = False  # a prompt's last, partial block counts as one; as Mooncake's authors count
 
@@ -64,6 +66,7 @@ class SimResult:
     states_written: int = 0
     refused: int = 0  # objects for which there was no room
     evicted: int = 0  # copies
+    switches: list[str] = field(default_factory=list)  # of an adaptive store: when another variant took over, and why
     seconds: float = 0.0  # that the simulation took
     block_refs: int = 0  # blocks named by requests; with `seconds`, the simulator's speed
 
@@ -101,20 +104,25 @@ class Simulation:
                 f"the layout has blocks of {self._layout.block_tokens} tokens and the trace of {block_tokens}:"
                 " give both the same --block-tokens"
             )
+        variants = variants_for(settings.policy, settings.keep_seconds)
         self.planner = Planner(
             Settings(
                 host_bytes=settings.host_bytes,
                 disk_bytes=settings.disk_bytes,
                 placement=settings.placement,
-                keep_seconds=settings.keep_seconds,
+                keep_seconds=variants[0].keep_seconds,
                 ideal_space=settings.is_ideal_space,
             ),
-            policy_named(settings.policy),
+            policy_named(variants[0].policy),
         )
         for tier, nbytes in ((Tier.HOST, settings.host_bytes), (Tier.DISK, settings.disk_bytes)):
             space = self.planner.spaces[tier]  # regions that are full, as the daemon counts them
             self.planner.grow(tier, nbytes // PAGE_BYTES // space.region_pages if nbytes else 0)
         self.planner.add_namespace(NAMESPACE, ROOT, self._layout)
+        self.shadows: Shadows | None = None
+        if len(variants) > 1:
+            self.shadows = Shadows(self.planner.settings, variants, variants[0])
+            self.planner.watch(self.shadows)
         self._lengths = [group.nbytes for group in self._layout.groups]
         self._now = 0.0
 
@@ -145,7 +153,19 @@ class Simulation:
         self._put(request, chain, match, hints)
         if match.lease is not None:
             planner.release(match.lease)
+        if self.shadows is not None:
+            self._steer(self.shadows)
         return match
+
+    def _steer(self, shadows: Shadows) -> None:
+        """As the daemon's tick does."""
+        shadows.work()
+        if self.result.requests % STEER_EVERY:
+            return
+        verdict = shadows.steer(self.planner)
+        if verdict is not None:
+            self.result.switches.append(f"{self._now:.0f} s: {verdict.why}")
+            self.planner.change_some(len(self.planner))
 
     def _count(self, request: TraceRequest, match: Match, blocks: int) -> None:
         result, plan = self.result, match.plan

@@ -8,14 +8,24 @@ from dataclasses import replace
 
 import pytest
 
+from kvstore.core.errors import ConfigError
 from kvstore.core.keys import HASH_BYTES, Chain, Tier
 from kvstore.core.match import Hints, InferenceMode
 from kvstore.core.matching import Request
 from kvstore.core.popular import Popular
 from kvstore.core.settings import Settings
-from kvstore.core.shadows import CLASS_SHARE, HALF_LIFE_REQUESTS, MAX_WAITING, VARIANTS, Ghost, Shadows, Variant
+from kvstore.core.shadows import (
+    CLASS_SHARE,
+    HALF_LIFE_REQUESTS,
+    MAX_WAITING,
+    VARIANTS,
+    Ghost,
+    Shadows,
+    Variant,
+    variants_for,
+)
 from kvstore.sim.layouts import sim_layout
-from kvstore.sim.simulator import NAMESPACE, NO_SPEEDS, ROOT, SimSettings, Simulation, chain_of
+from kvstore.sim.simulator import NAMESPACE, NO_SPEEDS, ROOT, SimSettings, Simulation, chain_of, simulate
 from kvstore.sim.trace import Trace, TraceRequest
 from kvstore.sim.workloads import trace_of, workload_named
 
@@ -59,7 +69,7 @@ def test_the_ghost_of_what_is_in_charge_finds_what_the_store_finds(name: str, ch
 
 @pytest.mark.parametrize("name", ["chat", "code-agent"])
 def test_ghosts_keep_what_is_put_behind_a_prompt(name: str) -> None:
-    """Nearly to the token: a ghost makes room for a prompt when it is asked for, and for the output when that is put."""
+    """Nearly to the token: it makes room for a prompt when that is asked for, and for the output when that is put."""
     trace = trace_of(workload_named(name), 3, 150)
     shadows = Shadows(Settings(host_bytes=8192 * MIB), (LRU,), LRU, sample_blocks=1 << 30)
     run = followed(trace, 8192 * MIB, shadows)
@@ -190,3 +200,23 @@ def test_a_put_that_nobody_asked_for_is_not_followed() -> None:
     shadows.open(NAMESPACE, ROOT, sim_layout("plain:1", 128))
     shadows.written(NAMESPACE, Chain(0, ROOT, bytes(range(HASH_BYTES))), [], Hints(), 0.0)
     assert shadows.work() == 0 and len(shadows.ghost(LRU).rehearsal.planner) == 0
+
+
+def test_an_adaptive_store_finds_at_least_what_the_plain_one_does() -> None:
+    """A loop larger than memory: from the plain variant to the one that refuses what is new, and a line that says why."""
+    trace = Trace("loop", 128, list(looping(60, 8, 10)))
+    layout = sim_layout("plain:1", 128)
+    plain = simulate(trace, SimSettings(layout, 40 * 128, is_ideal_space=True))
+    adaptive = simulate(trace, SimSettings(layout, 40 * 128, policy="adaptive", is_ideal_space=True))
+    assert plain.resumed_tokens == 0, "each document went before it came again"
+    assert adaptive.resumed_rate > 0.2
+    assert len(adaptive.switches) == 1 and "points more than lru" in adaptive.switches[0]
+
+
+def test_what_may_be_in_charge_follows_from_what_the_operator_fixed() -> None:
+    assert variants_for("adaptive", None) == variants_for("adaptive", 0.0) == VARIANTS
+    assert variants_for("adaptive", 5.0) == (Variant("lru", 5.0), Variant("arc", 5.0))
+    assert {variant.policy for variant in variants_for("lru", None)} == {"lru"} and len(variants_for("lru", None)) > 1
+    assert variants_for("gdsf", None) == (Variant("gdsf"),) and variants_for("lru", 7.0) == (Variant("lru", 7.0),)
+    with pytest.raises(ConfigError, match="adaptiv"):
+        variants_for("adaptiv", None)
