@@ -16,6 +16,8 @@ machine's memory (host) or of the filesystem (disk).
     folder = "/var/lib/kvstore/segments"         # without it there is no disk tier
     bytes = "50GiB"
     codec = "raw"                                # or "zstd"
+    admission = "all"                            # second-hit, adaptive: what is copied to disk, core/disk_admission.py
+    write_bytes_per_day = "0"                    # such as "5TB"; 0: as much as comes
 
     [match]
     placement = "ends+junctions"                 # every, interval:N, ends, none
@@ -47,10 +49,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from kvstore.core.disk_admission import DiskAdmission
 from kvstore.core.errors import ConfigError
 from kvstore.core.placement import Placement
 from kvstore.core.policies import policy_named
-from kvstore.core.sizes import parse_size
+from kvstore.core.sizes import UNITS, WRITTEN_UNITS, parse_size
 
 DEFAULT_LISTEN = "unix:/run/kvstore/kvstore.sock"
 MIN_HOST_BYTES = 8 << 20  # below this not even one state of a large model and the rows under it fit
@@ -74,6 +77,8 @@ class DiskConfig:
     folder: Path
     bytes: int
     codec: str
+    admission: DiskAdmission
+    write_bytes_per_day: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +170,10 @@ def _read(settings: _Settings) -> Config:
     folder = settings.path("disk.folder")
     disk_bytes = settings.size("disk.bytes", "10%", lambda: filesystem_bytes(folder or Path("/")))
     codec = settings.choice("disk.codec", "raw", ("raw", "zstd"))
+    budget = settings.size("disk.write_bytes_per_day", "0", None, WRITTEN_UNITS)
+    admission = settings.checked(
+        "disk.admission", lambda: DiskAdmission.parse(settings.text("disk.admission", "all"), budget)
+    )
     replay = settings.flag("match.replay", True)
     match = MatchConfig(
         placement=settings.checked(
@@ -219,7 +228,16 @@ def _read(settings: _Settings) -> Config:
     secret = secret or folder.with_name(folder.name + ".secret")
     if secret.is_relative_to(folder):
         raise ConfigError(f"secret_file {secret} lies inside the disk folder {folder}: keep it outside")
-    return Config(listen, secret, drain_seconds, host, DiskConfig(folder, disk_bytes, codec), match, evict, limits)
+    return Config(
+        listen,
+        secret,
+        drain_seconds,
+        host,
+        DiskConfig(folder, disk_bytes, codec, admission, budget),
+        match,
+        evict,
+        limits,
+    )
 
 
 class _Given(NamedTuple):
@@ -276,9 +294,9 @@ class _Settings:
             raise ConfigError(f"{self.named(key)} is {value!r}: choose one of {', '.join(choices)}")
         return str(value)
 
-    def size(self, key: str, default: str, total: Callable[[], int]) -> int:
+    def size(self, key: str, default: str, total: Callable[[], int] | None, units: Mapping[str, int] = UNITS) -> int:
         value = self._value(key, default)
-        return self.checked(key, lambda: parse_size(value, total))
+        return self.checked(key, lambda: parse_size(value, total, units))
 
     def checked(self, key: str, parse: Callable[[], _Parsed]) -> _Parsed:
         """Whatever `parse` makes; its complaints are put under the key's name."""

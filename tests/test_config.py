@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kvstore.config import DEFAULT_LISTEN, filesystem_bytes, load_config, memory_bytes
+from kvstore.core.disk_admission import DiskAdmission
 from kvstore.core.errors import ConfigError
 from kvstore.core.placement import Placement
 from kvstore.core.sizes import format_size, parse_size
@@ -25,6 +26,8 @@ handoff_bytes = "5MiB"
 folder = "/data/segments"
 bytes = "2GiB"
 codec = "zstd"
+admission = "adaptive"
+write_bytes_per_day = "5TB"
 
 [match]
 placement = "interval:1024"
@@ -67,6 +70,7 @@ def test_every_key_is_read(tmp_path):
     assert config.disk is not None
     assert (config.disk.folder, config.disk.bytes) == (Path("/data/segments"), 2 << 30)
     assert config.disk.codec == "zstd"
+    assert (config.disk.admission, config.disk.write_bytes_per_day) == (DiskAdmission.ADAPTIVE, 5 * 10**12)
     assert config.match.placement == Placement.parse("interval:1024", replay=False)
     assert config.match.lease_seconds == 5.0
     limits = config.limits
@@ -112,7 +116,7 @@ def test_handoffs_have_a_sixteenth_of_the_host_but_at_least_64_mib(tmp_path, hos
         ('[host]\nbites = "1GiB"', r"host\.bites in .*kvstore\.toml is an unknown key: did you mean host\.bytes\?"),
         ('lisen = "unix:/x"', "did you mean listen"),
         ("[limits]\nput = 3", r"did you mean limits\.puts"),
-        ("zzzzzz = 1", "unknown key: the keys are disk.bytes, "),
+        ("zzzzzz = 1", "unknown key: the keys are disk.admission, disk.bytes, "),
         (
             '[host]\nbytes = "4GB"',
             r"host\.bytes in .*: 4GB has the unknown unit GB: use one of B, KiB, MiB, GiB, TiB or %",
@@ -147,6 +151,9 @@ def test_handoffs_have_a_sixteenth_of_the_host_but_at_least_64_mib(tmp_path, hos
         ("listen = 3", "give it a text"),
         ("listen = ", "is no TOML"),
         ("host = 3", "host in .* is an unknown key"),
+        ('[disk]\nadmission = "some"', r"disk\.admission in .*: 'some' is no admission to disk: choose one of all, "),
+        ('[disk]\nadmission = "adaptive"', r"disk\.admission in .*: .* set write_bytes_per_day, such as 5TB"),
+        ('[disk]\nwrite_bytes_per_day = "5XB"', "the unknown unit XB: use one of B, KiB, MiB, GiB, TiB, MB, GB, TB"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_sentence(tmp_path, text, says):

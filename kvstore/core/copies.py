@@ -11,19 +11,24 @@ from collections.abc import Collection, Iterable
 from itertools import islice
 
 from kvstore.core.actions import Action, Copy, Drop
+from kvstore.core.disk_admission import DiskGate
 from kvstore.core.index import CopyStatus, Entry, Held, Namespace, Node, mark_ready
 from kvstore.core.keys import BlockKey, Tier
 from kvstore.core.room import Room
 from kvstore.core.settings import Counts
 
 RETRIES_PER_TICK = 16  # failed copies to disk that one tick tries again
+# Copies to disk that one call starts, under the lock; ticks start the others. A quarter of what the writer takes as one
+# batch: where a chain of thousands of blocks is used a second time, a lookup waits only milliseconds for it.
+STARTED_AT_ONCE = 256
 
 
 class Copies:
     """Starts copies and hears of their ends."""
 
-    def __init__(self, room: Room, counts: Counts) -> None:
+    def __init__(self, room: Room, counts: Counts, gate: DiskGate) -> None:
         self.flow = 0  # the last one given
+        self.gate = gate  # to the disk
         self._promoting: Counter[int] = Counter()  # raw bytes that each flow still has to read
         self._room = room
         self._counts = counts
@@ -100,44 +105,37 @@ class Copies:
             actions.append(Copy(entry.facts, Tier.DISK, Tier.HOST, disk.slots, disk.nbytes, *target))
         return actions
 
-    def write_through(self, entry: Entry) -> list[Action]:
-        """Copies to disk of this object and of what waited for it: the disk's rows are kept closed under prefix."""
+    def used(self, entries: Iterable[Entry | None], now: float) -> list[Action]:
+        """Copies to disk of what was held back when it came, with the rows under it: it was used again."""
         actions: list[Action] = []
-        if not self._room.spaces[Tier.DISK].regions:
+        if self.gate.is_open or not self._room.spaces[Tier.DISK].regions:
             return actions
-        waiting = [entry]
-        while waiting:
-            entry = waiting.pop()
-            host, node = entry.host, entry.node
-            if host is None or host.status is not CopyStatus.READY or entry.disk is not None:
+        self.gate.pass_time(now)
+        for entry in entries:
+            if entry is None or entry.disk is not None or self._room.find(entry.facts.key) is not entry:
                 continue
-            above = node.parent if entry.is_rows else node
-            assert above is not None
-            if above.parent is not None and (above.rows is None or above.rows.disk is None):
-                if above.rows is not None and above.rows.is_ready(Tier.HOST):
-                    self.write_again(above.rows)  # it left the disk, or waits for its own parent
-                continue
-            host.busy += 1
-            self._room.attach(entry, Tier.DISK, Held(CopyStatus.INCOMING, (), 0))
-            actions.append(Copy(entry.facts, Tier.HOST, Tier.DISK, host.slots, host.nbytes, ()))
-            if entry.is_rows:
-                waiting += [child.rows for child in reversed(node.children()) if child.rows is not None]
-                waiting += node.states
+            if self.gate.wants(entry) and self.gate.may_start():
+                actions += self._write(entry)
         return actions
 
     def write_again(self, entry: Entry) -> None:
         """Let a later tick copy it to disk: its copy there is gone."""
         self._room.unwritten[entry.facts.key] = None
 
-    def retry_writes(self) -> list[Action]:
-        """Try again to copy to disk what failed before, oldest first and a few at a time."""
+    def retry_writes(self, now: float) -> list[Action]:
+        """Try again to copy to disk what failed before, oldest first and a few at a time. It was admitted then."""
         actions: list[Action] = []
         unwritten = self._room.unwritten
+        self.gate.pass_time(now)
+        if not self._room.spaces[Tier.DISK].regions:
+            return actions
         for key in list(islice(unwritten, RETRIES_PER_TICK)):
+            if not self.gate.has_budget:
+                break
             del unwritten[key]
             entry = self._room.find(key)
-            if entry is not None:
-                actions += self.write_through(_first_unwritten(entry))
+            if entry is not None and entry.disk is None:
+                actions += self._write(entry, again=True)
         return actions
 
     def encoded(self, key: BlockKey, generation: int, frame_bytes: int) -> tuple[tuple[int, ...], list[Action]]:
@@ -155,10 +153,13 @@ class Copies:
         entry.disk.nbytes = frame_bytes
         entry.disk.slots = self._room.allocate(entry, Tier.DISK, owner, pages, count)
         self._room.admitted(entry, Tier.DISK)
+        self.gate.encoded(key, generation, frame_bytes)
         return entry.disk.slots, actions
 
     # -- ending ---------------------------------------------------------------------------------
-    def arrived(self, key: BlockKey, generation: int, tier: Tier) -> list[Action]:
+    def arrived(self, key: BlockKey, generation: int, tier: Tier, now: float) -> list[Action]:
+        if tier is Tier.DISK:
+            self.gate.ended(key, generation)
         entry = self._live(key, generation)
         if entry is None or entry.held(tier) is None:
             return self._ended_doomed(key, generation, tier)
@@ -169,10 +170,12 @@ class Copies:
         actions = self._free_source(entry, tier)
         self._room.review_all((entry,))
         if tier is Tier.HOST:
-            actions += self.write_through(entry)
+            actions += self._came(entry, now)
         return actions
 
     def failed(self, key: BlockKey, generation: int, tier: Tier) -> list[Action]:
+        if tier is Tier.DISK:
+            self.gate.ended(key, generation)
         entry = self._live(key, generation)
         held = None if entry is None else entry.held(tier)
         if entry is None or held is None:
@@ -204,6 +207,65 @@ class Copies:
         return []
 
     # -- private --------------------------------------------------------------------------------
+    def _came(self, entry: Entry, now: float) -> list[Action]:
+        """Copies to disk of an object that is on the host now, and of what waited for it; none if it is held back."""
+        if entry.disk is not None or not self._room.spaces[Tier.DISK].regions:
+            return []
+        self.gate.pass_time(now)
+        if not self.gate.wants(entry):
+            self.gate.held_back += 1
+            return []
+        above = _stands_on(entry).rows
+        if above is None or above.disk is not None:
+            return self._write(entry)
+        if above.is_ready(Tier.HOST):
+            self.write_again(above)  # it was held back, left the disk, or waits for its own parent: a tick sees to all
+        return []
+
+    def _write(self, entry: Entry, again: bool = False) -> list[Action]:
+        """Copies to disk of an object, in front of it of the rows that it stands on, and of what waited for these.
+
+        The disk's rows are kept closed under prefix: none is written before those above it are there or on their way.
+        What failed before is left to ticks, which try it `again`.
+        """
+        path = [entry]
+        while (above := _stands_on(path[-1]).rows) is not None and above.disk is None:
+            path.append(above)
+        unwritten = self._room.unwritten
+        is_left = bool(unwritten) and not again and any(each.facts.key in unwritten for each in path)
+        actions: list[Action] = []
+        if is_left or not all(each.is_ready(Tier.HOST) for each in path):
+            return actions
+        waiting: list[Entry] = []
+        for needed in reversed(path):
+            is_enough = len(actions) >= STARTED_AT_ONCE
+            if is_enough or not self._start(needed, actions):
+                if is_enough or again:
+                    self.write_again(entry)
+                return actions
+            waiting += _standing_on(needed)
+        while waiting:
+            found = waiting.pop()
+            if found.disk is not None or not found.is_ready(Tier.HOST) or not self.gate.wants(found):
+                continue
+            if len(actions) >= STARTED_AT_ONCE:
+                self.write_again(found)
+            elif not self._start(found, actions):
+                break
+            else:
+                waiting += _standing_on(found)
+        return actions
+
+    def _start(self, entry: Entry, actions: list[Action]) -> bool:
+        host = entry.host
+        assert host is not None and entry.disk is None
+        if not self.gate.start(entry):
+            return False
+        host.busy += 1
+        self._room.attach(entry, Tier.DISK, Held(CopyStatus.INCOMING, (), 0))
+        actions.append(Copy(entry.facts, Tier.HOST, Tier.DISK, host.slots, host.nbytes, ()))
+        return True
+
     def _read(self, held: Held) -> None:
         """A copy ended; if it was a promotion, its flow has less to read."""
         if held.flow and held.status is CopyStatus.INCOMING:
@@ -254,9 +316,14 @@ class Copies:
         return list(drops)
 
 
-def _first_unwritten(entry: Entry) -> Entry:
-    """The topmost of the rows on the host that must be on disk before this entry can be; itself if none must."""
+def _stands_on(entry: Entry) -> Node:
     above = entry.node.parent if entry.is_rows else entry.node
-    while above is not None and above.rows is not None and above.rows.disk is None and above.rows.is_ready(Tier.HOST):
-        entry, above = above.rows, above.parent
-    return entry
+    assert above is not None
+    return above
+
+
+def _standing_on(entry: Entry) -> list[Entry]:
+    if not entry.is_rows:
+        return []
+    below = [child.rows for child in reversed(entry.node.children()) if child.rows is not None]
+    return [*below, *entry.node.states]

@@ -23,6 +23,7 @@ from kvstore.core.climb import with_states
 from kvstore.core.copies import Copies
 from kvstore.core.cost import CostModel
 from kvstore.core.curves import REACH, Curves, work_of
+from kvstore.core.disk_admission import DiskGate
 from kvstore.core.ghosts import Departure, Ghosts
 from kvstore.core.ideal import IdealSpace
 from kvstore.core.index import CopyStatus, Entry, Facts, Held, Namespace, Node
@@ -69,7 +70,8 @@ class Planner:
         self.curves = Curves(float(REACH * stored_bytes)) if settings.curves else None
         self.misses = Misses(Ghosts(settings.host_bytes + settings.disk_bytes))
         self._room = Room(self.spaces, policy or LRU(), self.misses.ghosts.left)
-        self._copies = Copies(self._room, self.counts)
+        self.gate = DiskGate(settings.disk_admission, settings.disk_write_bytes_per_day)
+        self._copies = Copies(self._room, self.counts, self.gate)
         self._lifetimes = Lifetimes(self._room)
         self._reserving = Reserving(self._room, self._copies, self._lifetimes, first_generation, settings.keep_seconds)
         self._costs: dict[bytes, CostModel | None] = {}
@@ -228,11 +230,13 @@ class Planner:
             self.curves.looked_up(self.namespaces[name], request.chain, request.prompt_tokens, now)
         if self._watcher is not None:
             self._watcher.looked_up(name, request, now)
+        actions: list[Action] = []
         if found.last is not None:
             self._lifetimes.touch(found.last.rows, now)
             self._remember(name, request.hints.session, found.last)
+            actions += self._copies.used((found.last.rows,), now)
         if match.plan.tokens == 0:
-            return match, []
+            return match, actions
         assert found.rows is not None
         for entry in (*found.states, found.rows):
             self._lifetimes.touch(entry, now)
@@ -241,7 +245,8 @@ class Planner:
         self._room.review_all(lease.anchors)
         for step in found.steps:
             self._lifetimes.touch(step, now)  # else they are the first to leave again
-        actions = self._copies.promote(found.rows.node, found.states, request.layers, found.steps)
+        actions += self._copies.used((found.rows, *found.states), now)
+        actions += self._copies.promote(found.rows.node, found.states, request.layers, found.steps)
         lease.flow = self._copies.flow
         return replace(match, lease=lease.number), actions
 
@@ -307,7 +312,7 @@ class Planner:
 
     def arrived(self, key: BlockKey, generation: int, tier: Tier, now: float) -> list[Action]:
         """A copy is complete and verified (host: checksummed in place; disk: synced)."""
-        return self._copies.arrived(key, generation, tier)
+        return self._copies.arrived(key, generation, tier, now)
 
     def failed(self, key: BlockKey, generation: int, tier: Tier, now: float) -> list[Action]:
         """A copy that was under way will not come."""
@@ -407,7 +412,7 @@ class Planner:
         self.misses.ghosts.now = now
         with self.misses.ghosts.because(Departure.EXPIRED):
             actions = self._lifetimes.expire(now)
-        actions += self._copies.retry_writes()
+        actions += self._copies.retry_writes(now)
         self._room.change_some(MOVES_A_TICK)
         self.counts.expired = self._lifetimes.expired
         return actions

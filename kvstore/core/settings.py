@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from kvstore.core.disk_admission import DiskAdmission
 from kvstore.core.keys import PAGE_BYTES, Tier
 from kvstore.core.placement import DEFAULT_PLACEMENT, Placement
 from kvstore.core.space import region_pages
@@ -21,6 +22,8 @@ class Settings:
     # what was used within so many seconds, and is nowhere else, is not evicted for what is new: that is not admitted.
     # Where memory turns over before anything can come back, a part that stays finds more than a whole that does not.
     keep_seconds: float = 0.0
+    disk_admission: DiskAdmission = DiskAdmission.ALL
+    disk_write_bytes_per_day: int = 0  # budget of frames' bytes; 0: none
     ideal_space: bool = False  # objects take their bytes and no slots (ideal.py): to compare with textbook caches
     curves: bool = False  # keep live miss-ratio curves (curves.py)
     segment_bytes: int | None = None  # disk segment; None: 1/64 of the tier, at least 16 MiB where that fits four times

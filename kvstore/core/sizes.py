@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from kvstore.core.errors import ConfigError
 
 UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+# Makers of disks state in powers of ten how much may be written; a size in them is refused, lest GB be read as GiB.
+WRITTEN_UNITS = {**UNITS, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z%]*)\s*")
 
 
-def parse_size(value: object, total: Callable[[], int] | None = None) -> int:
+def parse_size(
+    value: object, total: Callable[[], int] | None = None, units: Mapping[str, int] = MappingProxyType(UNITS)
+) -> int:
     """Bytes from 4096, "4GiB", "1.5TiB" or, where `total` says of what, "10%".
 
     >>> parse_size("4KiB"), parse_size("0"), parse_size("10%", lambda: 1000)
@@ -35,9 +40,9 @@ def parse_size(value: object, total: Callable[[], int] | None = None) -> int:
         if number > 100:
             raise ConfigError(f"{value} is more than there is: write at most 100%")
         return int(total() * number / 100)
-    if unit not in UNITS:
-        raise ConfigError(f"{value} has the unknown unit {unit}: use one of {', '.join(UNITS)} or %")
-    return int(found[1]) * UNITS[unit] if found[1].isdecimal() else int(number * UNITS[unit])
+    if unit not in units:
+        raise ConfigError(f"{value} has the unknown unit {unit}: use one of {', '.join(units)} or %")
+    return int(found[1]) * units[unit] if found[1].isdecimal() else int(number * units[unit])
 
 
 def format_size(nbytes: int) -> str:

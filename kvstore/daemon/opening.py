@@ -6,6 +6,7 @@ import gc
 
 from kvstore.codec.lossless import Codec
 from kvstore.config import Config
+from kvstore.core.disk_admission import DiskAdmission
 from kvstore.daemon.malloc import keep_freed_memory
 from kvstore.daemon.secret import load_secret
 from kvstore.daemon.server import Daemon
@@ -42,6 +43,8 @@ def open_store(config: Config) -> Store:
             policy=config.evict.policy,
             keep_seconds=config.evict.keep_seconds,
             codec=Codec[config.disk.codec.upper()] if config.disk is not None else Codec.RAW,
+            disk_admission=config.disk.admission if config.disk is not None else DiskAdmission.ALL,
+            disk_write_bytes_per_day=config.disk.write_bytes_per_day if config.disk is not None else 0,
             lease_seconds=config.match.lease_seconds,
         )
     )

@@ -24,6 +24,9 @@ def figures(kept: Kept) -> StoreStatus:
         counters = dict(kept.counters)
         counters |= {f"evicted_{tier.value}": count for tier, count in counts.evicted.items()}
         counters |= {"expired": counts.expired, "lost": counts.lost, "other_lineage": counts.other_lineage}
+        gate = kept.planner.gate
+        counters |= {"disk_bytes_written": gate.bytes_written, "disk_held_back": gate.held_back}
+        counters["disk_over_budget"] = gate.over_budget
         counters |= {
             f"missed_{_word(why)}": count for why, count in misses.lookups.items() if why is not MissReason.NONE
         }

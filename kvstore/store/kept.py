@@ -58,6 +58,8 @@ class Kept:
                 disk_bytes=disk.segment_count * (segment_bytes or 0) if disk is not None else 0,
                 placement=config.placement,
                 keep_seconds=config.keep_seconds,
+                disk_admission=config.disk_admission,
+                disk_write_bytes_per_day=config.disk_write_bytes_per_day,
                 lease_seconds=config.lease_seconds,
                 curves=True,
                 segment_bytes=segment_bytes,

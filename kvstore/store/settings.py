@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvstore.codec.lossless import Codec
+from kvstore.core.disk_admission import DiskAdmission
 from kvstore.core.errors import ConfigError
 from kvstore.core.placement import DEFAULT_PLACEMENT, Placement
 
@@ -26,6 +27,8 @@ class StoreConfig:
     policy: str = "lru"  # of eviction, by its name in core/policies
     keep_seconds: float = 0.0  # `core/settings.py`
     codec: Codec = Codec.RAW  # of frames on disk
+    disk_admission: DiskAdmission = DiskAdmission.ALL
+    disk_write_bytes_per_day: int = 0  # 0: no budget
     lease_seconds: float = 30.0
     handoff_bytes: int = 64 << 20  # beside `host_bytes`, taken from the machine when used
     reservation_seconds: float = 60.0  # an upload that does not end by then is given up

@@ -6,6 +6,7 @@ import pytest
 from planner_world import NO_SPEEDS, World
 
 from kvstore.core import presets
+from kvstore.core.disk_admission import DiskAdmission
 from kvstore.core.keys import Tier
 from kvstore.core.layout import ModelLayout
 from kvstore.core.match import MAX_RESUME_POINTS, Hints, PlanKind
@@ -26,7 +27,19 @@ SETTINGS = {
     "small host": Settings(host_bytes=256 << 10, disk_bytes=64 * MIB, lease_seconds=5.0, segment_bytes=MIB),
     "small disk": Settings(host_bytes=1 * MIB, disk_bytes=512 << 10, lease_seconds=5.0, segment_bytes=64 << 10),
     "no disk": Settings(host_bytes=512 << 10, lease_seconds=5.0),
-}
+    "second hit": Settings(
+        host_bytes=1 * MIB, disk_bytes=64 * MIB, lease_seconds=5.0, segment_bytes=MIB,
+        disk_admission=DiskAdmission.SECOND_HIT,
+    ),
+    "budget": Settings(
+        host_bytes=512 << 10, disk_bytes=1 * MIB, lease_seconds=5.0, segment_bytes=64 << 10,
+        disk_write_bytes_per_day=500 * MIB,
+    ),
+    "adaptive": Settings(
+        host_bytes=1 * MIB, disk_bytes=4 * MIB, lease_seconds=5.0, segment_bytes=64 << 10,
+        disk_admission=DiskAdmission.ADAPTIVE, disk_write_bytes_per_day=100 * MIB,
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("settings", SETTINGS)

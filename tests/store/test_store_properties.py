@@ -18,6 +18,7 @@ from store_helpers import MIB, Stream, config, fill, released
 
 from kvstore.codec.lossless import Codec
 from kvstore.core.checksum import content_checksum
+from kvstore.core.disk_admission import DiskAdmission
 from kvstore.core.keys import BlockKey, Tier
 from kvstore.core.match import Hints, PlanKind, SessionEvent
 from kvstore.core.presets import full_tiny, v4_demo, v4_tiny
@@ -49,6 +50,7 @@ class Events:
         self.config = config(
             folder if self.disk_mib else None, self.host_mib * MIB, self.disk_mib * MIB,
             codec=self.rng.choice(list(Codec)), lease_seconds=20.0, reservation_seconds=30.0,
+            disk_admission=list(DiskAdmission)[seed % 3], disk_write_bytes_per_day=(1 << 30) * (seed % 3 == 2),
         )  # fmt: skip
         self.weights = {
             self.put: 8, self.get: 6, self.open_without_a_lease: 2, self.report: 1, self.spoil_an_upload: 1,
