@@ -14,19 +14,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 from rich.console import Console
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from kvstore.core.disk_admission import DiskAdmission
 from kvstore.core.errors import ConfigError, InvalidInput
 from kvstore.core.keys import PAGE_BYTES
 from kvstore.core.layout import ModelLayout
 from kvstore.core.placement import DEFAULT_PLACEMENT, Placement
 from kvstore.core.shadows import ADAPTIVE, variants_for
-from kvstore.core.sizes import format_size, parse_size
+from kvstore.core.sizes import WRITTEN_UNITS, format_size, parse_size
 from kvstore.core.space import REGIONS
 from kvstore.sim.block_size import at_block_size
 from kvstore.sim.bounds import References
@@ -55,6 +56,18 @@ def simulate_command(
     keep_seconds: Annotated[
         str, typer.Option(help="what was used within so many seconds is not evicted for what is new: 0,60 or adaptive")
     ] = "0",
+    disk_admission: Annotated[
+        str, typer.Option(help="what is copied to disk: all, second-hit, adaptive (needs a budget)")
+    ] = "all",
+    disk_write_budget: Annotated[str, typer.Option(help="bytes a day that may be written to disk: 0,1TB,5TB")] = "0",
+    disk_ratio: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="bytes on disk a raw byte: a plain factor, no codec is run")
+    ] = 1.0,
+    host_bandwidth: Annotated[str | None, typer.Option(help="bytes a second that a worker copies: 20GB")] = None,
+    disk_bandwidth: Annotated[str | None, typer.Option(help="bytes a second that the disk reads: 5GB")] = None,
+    worker_flops: Annotated[
+        float | None, typer.Option(min=1.0, help="a worker's prefill speed: plans are priced as the daemon prices them")
+    ] = None,
     placement: Annotated[
         str, typer.Option(help="where states are taken: every, interval:N, ends, ends+junctions, none")
     ] = placement_name(DEFAULT_PLACEMENT),
@@ -82,6 +95,19 @@ def simulate_command(
         disk_sizes=_named("--disk-bytes", disk_bytes),
         policies=_named("--policy", policy),
         keeps=[_seconds(text) for text in _named("--keep-seconds", keep_seconds)],
+        admissions=[
+            (mode, budget)
+            for mode in _named("--disk-admission", disk_admission)
+            for budget in (
+                _written("--disk-write-budget", text) for text in _named("--disk-write-budget", disk_write_budget)
+            )
+        ],
+        tiers=Tiers(
+            None if host_bandwidth is None else _written("--host-bandwidth", host_bandwidth),
+            None if disk_bandwidth is None else _written("--disk-bandwidth", disk_bandwidth),
+            worker_flops,
+            disk_ratio,
+        ),
         placements=[Placement.parse(text, replay) for text in _named("--placement", placement)],
         is_ideal_space=ideal_space,
         count_partial=count_partial,
@@ -98,6 +124,18 @@ def simulate_command(
         _print(Console(), reports)
 
 
+class Tiers(NamedTuple):
+    """Bytes a second of each tier, FLOP a second of a worker; None: unknown, and then nothing is priced."""
+
+    host_bytes_per_second: float | None = None
+    disk_bytes_per_second: float | None = None
+    worker_flops: float | None = None
+    disk_ratio: float = 1.0
+
+
+UNPRICED = Tiers()
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """What is to be combined. Sizes are texts, because a share is of each trace's own bytes."""
@@ -110,11 +148,19 @@ class Grid:
     placements: Sequence[Placement]
     is_ideal_space: bool
     count_partial: bool
+    admissions: Sequence[tuple[str, int]] = (("all", 0),)  # to disk, with a budget in bytes a day
+    tiers: Tiers = UNPRICED
 
     def check(self) -> None:
         """Find a wrong name or size before any work."""
         for policy in self.policies:
             variants_for(policy, None)
+        for mode, budget in self.admissions:
+            DiskAdmission.parse(mode, budget)
+        if self.tiers.worker_flops and not self.tiers.host_bytes_per_second:
+            raise InvalidInput("--worker-flops prices nothing without speeds: give --host-bandwidth too, such as 20GB")
+        if self.tiers.worker_flops and not self.tiers.disk_bytes_per_second and any(t != "0" for t in self.disk_sizes):
+            raise InvalidInput("--worker-flops cannot price what is on disk: give --disk-bandwidth too, such as 5GB")
         self.settings(unique_bytes=1 << 60)
 
     def settings(self, unique_bytes: int) -> list[SimSettings]:
@@ -137,11 +183,17 @@ class Grid:
                 policy=policy,
                 keep_seconds=keep,
                 placement=placement,
+                disk_admission=DiskAdmission.parse(mode, budget),
+                disk_write_bytes_per_day=budget,
+                host_bytes_per_second=self.tiers.host_bytes_per_second,
+                disk_bytes_per_second=self.tiers.disk_bytes_per_second,
+                worker_flops=self.tiers.worker_flops,
+                disk_ratio=self.tiers.disk_ratio,
                 is_ideal_space=self.is_ideal_space,
                 count_partial=self.count_partial,
             )
-            for policy, keep, placement, disk_bytes, host_bytes in product(
-                self.policies, self.keeps, placements, disks, hosts
+            for policy, keep, placement, (mode, budget), disk_bytes, host_bytes in product(
+                self.policies, self.keeps, placements, self.admissions, disks, hosts
             )
         ]
 
@@ -194,6 +246,14 @@ def _named(option: str, text: str) -> list[str]:
 def _size(option: str, text: str, unique_bytes: int) -> int:
     try:
         return parse_size(text, lambda: unique_bytes)
+    except ConfigError as error:
+        raise InvalidInput(f"{option}: {error}") from error
+
+
+def _written(option: str, text: str) -> int:
+    """Bytes in powers of ten or two."""
+    try:
+        return parse_size(text, None, WRITTEN_UNITS)
     except ConfigError as error:
         raise InvalidInput(f"{option}: {error}") from error
 

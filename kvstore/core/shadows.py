@@ -324,6 +324,8 @@ def _of_ghosts(settings: Settings, variant: Variant, rate: float) -> Settings:
         placement=settings.placement,
         lease_seconds=settings.lease_seconds,
         keep_seconds=variant.keep_seconds,
+        disk_admission=settings.disk_admission,
+        disk_write_bytes_per_day=math.ceil(settings.disk_write_bytes_per_day * rate),
         ideal_space=True,
     )
 

@@ -12,7 +12,7 @@ from kvstore.core.placement import Placement, PlacementKind
 from kvstore.core.shadows import ADAPTIVE
 from kvstore.core.sizes import format_size
 from kvstore.sim.bounds import Bound
-from kvstore.sim.simulator import SimResult, SimSettings
+from kvstore.sim.simulator import Served, SimResult, SimSettings
 from kvstore.sim.trace import Trace
 
 
@@ -106,11 +106,26 @@ def _outcome_facts(report: Report, outcome: Outcome) -> dict[str, object]:
         "hit_blocks": result.hit_blocks,
         "resumed_tokens": result.resumed_tokens,
         "by_tier": {tier: _share(tokens, result.input_tokens) for tier, tokens in result.by_tier.items()},
-        "by_kind": _classes(result.by_kind),
-        "by_mode": _classes(result.by_mode),
+        "saved_flops": result.resumed_flops,
+        "saved_flop_rate": result.resumed_flops / result.input_flops if result.input_flops else None,
+        "saved_seconds": saved_seconds(settings, result),
+        "load_seconds": dict(result.load_seconds) if settings.worker_flops else None,
+        "by_kind": _classes(result.by_kind, settings.worker_flops),
+        "by_mode": _classes(result.by_mode, settings.worker_flops),
         "reasons": dict(result.reasons),
         "host_bytes_written": result.host_bytes_written,
         "disk_bytes_written": result.disk_bytes_written,
+        "disk_admission": settings.disk_admission.value,
+        "disk_write_bytes_per_day": settings.disk_write_bytes_per_day,
+        "disk_ratio": settings.disk_ratio,
+        "host_bytes_per_second": settings.host_bytes_per_second,
+        "disk_bytes_per_second": settings.disk_bytes_per_second,
+        "worker_flops": settings.worker_flops,
+        "hit_blocks_by_tier": {"host": result.hit_blocks - result.disk_hit_blocks, "disk": result.disk_hit_blocks},
+        "blocks_written_by_tier": {"host": result.host_blocks_written, "disk": result.disk_blocks_written},
+        "disk_writes_per_hit_block": writes_per_hit(result),
+        "disk_held_back": result.disk_held_back,
+        "disk_over_budget": result.disk_over_budget,
         "states_written": result.states_written,
         "evicted": result.evicted,
         "refused": result.refused,
@@ -140,11 +155,13 @@ def _main_table(report: Report) -> Table:
         "MIN: the most for any cache of these bytes, if states weighed nothing."
     )
     has_disk = any(outcome.settings.disk_bytes for outcome in report.outcomes)
+    is_priced = any(outcome.settings.worker_flops for outcome in report.outcomes)
+    has_admission = has_disk and len({admission_label(outcome.settings) for outcome in report.outcomes}) > 1
     has_states = any(outcome.settings.layout.state is not None for outcome in report.outcomes)
     tiers = list(dict.fromkeys(tier for outcome in report.outcomes for tier in sorted(outcome.result.by_tier)))
     tiers = tiers if has_disk else []
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    for column in ("policy", *(["placement"] if has_states else [])):
+    for column in ("policy", *(["placement"] if has_states else []), *(["to disk goes"] if has_admission else [])):
         table.add_column(column, no_wrap=True)
     for column, is_shown in (
         ("host", True),
@@ -156,6 +173,9 @@ def _main_table(report: Report) -> Table:
         *((f"from {tier}", True) for tier in tiers),
         ("written", True),
         ("to disk", has_disk),
+        ("writes/hit", has_disk),
+        ("load", is_priced),
+        ("saved", is_priced),
         ("states", has_states),
     ):
         if is_shown:
@@ -165,6 +185,7 @@ def _main_table(report: Report) -> Table:
         table.add_row(
             policy_label(settings),
             *([placement_label(settings)] if has_states else []),
+            *([admission_label(settings)] if has_admission else []),
             format_size(settings.host_bytes),
             *([format_size(settings.disk_bytes)] if has_disk else []),
             _percent(found["block_hit_rate"]),
@@ -173,7 +194,8 @@ def _main_table(report: Report) -> Table:
             _percent(best["resumed_token_rate"]),
             *(_percent(_share(result.by_tier.get(tier, 0), result.input_tokens)) for tier in tiers),
             format_size(result.host_bytes_written),
-            *([format_size(result.disk_bytes_written)] if has_disk else []),
+            *([format_size(result.disk_bytes_written), _ratio(writes_per_hit(result))] if has_disk else []),
+            *([f"{sum(result.load_seconds.values()):,.0f} s", _seconds(settings, result)] if is_priced else []),
             *([f"{result.states_written:,}"] if has_states else []),
         )
     return table
@@ -191,8 +213,11 @@ def _class_tables(report: Report) -> list[Table]:
         for column in ("host", *names):
             table.add_column(column, justify="right", no_wrap=True)
         for settings, result, _ in report.outcomes:
-            by_name = _classes(pick(result))
-            cells = [_percent(by_name[name]["resumed_token_rate"]) if name in by_name else "" for name in names]
+            served = pick(result)
+            cells = [
+                _percent(_share(served[name].resumed_tokens, served[name].input_tokens)) if name in served else ""
+                for name in names
+            ]
             table.add_row(policy_label(settings), placement_label(settings), format_size(settings.host_bytes), *cells)
         made.append(table)
     return made
@@ -202,6 +227,20 @@ def policy_label(settings: SimSettings) -> str:
     if settings.keep_seconds is None:
         return settings.policy if settings.policy == ADAPTIVE else f"{settings.policy}, keep {ADAPTIVE}"
     return settings.policy + (f", keep {settings.keep_seconds:g} s" if settings.keep_seconds else "")
+
+
+def admission_label(settings: SimSettings) -> str:
+    budget = settings.disk_write_bytes_per_day
+    return settings.disk_admission.value + (f", {budget / 1e12:g} TB a day" if budget else "")
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _seconds(settings: SimSettings, result: SimResult) -> str:
+    seconds = saved_seconds(settings, result)
+    return "" if seconds is None else f"{seconds:,.0f} s"
 
 
 def placement_name(placement: Placement) -> str:
@@ -222,19 +261,35 @@ def _bounds_by_size(report: Report) -> dict[tuple[int, int], Bound]:
     return {(one.settings.host_bytes, one.settings.disk_bytes): one.minimum for one in report.outcomes}
 
 
-def _kinds(result: SimResult) -> Mapping[str, Sequence[int]]:
+def _kinds(result: SimResult) -> Mapping[str, Served]:
     return result.by_kind
 
 
-def _modes(result: SimResult) -> Mapping[str, Sequence[int]]:
+def _modes(result: SimResult) -> Mapping[str, Served]:
     return result.by_mode
 
 
-def _classes(table: Mapping[str, Sequence[int]]) -> dict[str, dict[str, float]]:
+def _classes(table: Mapping[str, Served], worker_flops: float | None) -> dict[str, dict[str, float | None]]:
     return {
-        name: {"input_tokens": asked, "resumed_tokens": resumed, "resumed_token_rate": _share(resumed, asked)}
-        for name, (asked, resumed) in sorted(table.items())
+        name: {
+            "input_tokens": one.input_tokens,
+            "resumed_tokens": one.resumed_tokens,
+            "resumed_token_rate": _share(one.resumed_tokens, one.input_tokens),
+            "saved_flop_rate": one.resumed_flops / one.input_flops if one.input_flops else None,
+            "saved_seconds": one.resumed_flops / worker_flops if worker_flops else None,
+        }
+        for name, one in sorted(table.items())
     }
+
+
+def saved_seconds(settings: SimSettings, result: SimResult) -> float | None:
+    """Of prefill that was not computed, at the worker's speed."""
+    return result.resumed_flops / settings.worker_flops if settings.worker_flops else None
+
+
+def writes_per_hit(result: SimResult) -> float | None:
+    """Blocks written to disk for each that was found there and not in host memory."""
+    return result.disk_blocks_written / result.disk_hit_blocks if result.disk_hit_blocks else None
 
 
 def _share(part: int, whole: int) -> float:

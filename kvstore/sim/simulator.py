@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from kvstore.core.actions import Action, Copy
+from kvstore.core.cost import CostModel
+from kvstore.core.disk_admission import DiskAdmission
 from kvstore.core.errors import ConfigError
 from kvstore.core.keys import HASH_BYTES, PAGE_BYTES, Chain, Tier
 from kvstore.core.layout import ModelLayout
 from kvstore.core.lineage import ROOT_LINEAGE
 from kvstore.core.match import Hints, Match, PlanKind, Speeds
-from kvstore.core.matching import Request
+from kvstore.core.matching import Request, deepest, is_hot
 from kvstore.core.placement import DEFAULT_PLACEMENT, Placement
 from kvstore.core.planner import Planner
 from kvstore.core.policies import policy_named
@@ -44,25 +46,56 @@ class SimSettings:
     policy: str = "lru"
     placement: Placement = DEFAULT_PLACEMENT
     keep_seconds: float | None = 0.0  # `core/settings.py`; None: adaptive (`core/shadows.py`)
+    disk_admission: DiskAdmission = DiskAdmission.ALL
+    disk_write_bytes_per_day: int = 0  # 0: no budget
+    disk_ratio: float = 1.0  # frame bytes a raw byte: a plain factor, no codec is run
+    # Speeds price the plans, as a daemon's measured ones do; where one is None a hit is taken wherever there is one.
+    host_bytes_per_second: float | None = None
+    disk_bytes_per_second: float | None = None
+    worker_flops: float | None = None  # of a prefill, as `core/cost.py` counts them
     is_ideal_space: bool = False  # no slots, no regions
     count_partial: bool = False  # a prompt's last, partial block counts as one; as Mooncake's authors count
 
 
 @dataclass(slots=True)
+class Served:
+    """Requests of one kind: tokens, and FLOP of a prefill by the layout's cost model (0 where it has none)."""
+
+    input_tokens: int = 0
+    resumed_tokens: int = 0
+    input_flops: float = 0.0  # of computing all prompts
+    resumed_flops: float = 0.0  # of these, not spent
+
+    def add(self, prompt: Served) -> None:
+        self.input_tokens += prompt.input_tokens
+        self.resumed_tokens += prompt.resumed_tokens
+        self.input_flops += prompt.input_flops
+        self.resumed_flops += prompt.resumed_flops
+
+
+@dataclass(slots=True)
 class SimResult:
-    """Counts of one run; tokens and bytes."""
+    """Counts of one run; tokens, bytes, FLOP and (where speeds are known) seconds."""
 
     requests: int = 0
     input_tokens: int = 0
     blocks: int = 0  # of prompts: those that could be stored
     hit_blocks: int = 0  # of them, found as unbroken rows from the start
     resumed_tokens: int = 0  # not computed: rows under a state, or in front of a replay
+    input_flops: float = 0.0
+    resumed_flops: float = 0.0
+    load_seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # of the plans, by coldest tier
     by_tier: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # resumed tokens, by the coldest tier
-    by_kind: dict[str, list[int]] = field(default_factory=dict)  # kind -> [input tokens, resumed tokens]
-    by_mode: dict[str, list[int]] = field(default_factory=dict)
+    by_kind: dict[str, Served] = field(default_factory=dict)
+    by_mode: dict[str, Served] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # why matches were shorter
     host_bytes_written: int = 0
-    disk_bytes_written: int = 0
+    disk_bytes_written: int = 0  # frames
+    host_blocks_written: int = 0  # rows
+    disk_blocks_written: int = 0
+    disk_hit_blocks: int = 0  # of `hit_blocks`, those behind the first that is not in host memory
+    disk_held_back: int = 0  # objects that no second use brought to disk when they came
+    disk_over_budget: int = 0  # copies that the write budget refused
     states_written: int = 0
     refused: int = 0  # objects for which there was no room
     evicted: int = 0  # copies
@@ -90,6 +123,8 @@ def simulate(trace: Trace, settings: SimSettings, progress: Callable[[int], None
             progress(number)
     run.result.seconds = time.perf_counter() - start
     run.result.evicted = sum(run.planner.counts.evicted.values())
+    gate = run.planner.gate
+    run.result.disk_held_back, run.result.disk_over_budget = gate.held_back, gate.over_budget
     return run.result
 
 
@@ -111,6 +146,8 @@ class Simulation:
                 disk_bytes=settings.disk_bytes,
                 placement=settings.placement,
                 keep_seconds=variants[0].keep_seconds,
+                disk_admission=settings.disk_admission,
+                disk_write_bytes_per_day=settings.disk_write_bytes_per_day,
                 ideal_space=settings.is_ideal_space,
             ),
             policy_named(variants[0].policy),
@@ -124,6 +161,10 @@ class Simulation:
             self.shadows = Shadows(self.planner.settings, variants, variants[0])
             self.planner.watch(self.shadows)
         self._lengths = [group.nbytes for group in self._layout.groups]
+        self._cost = CostModel.of(self._layout)
+        speeds = {Tier.HOST: settings.host_bytes_per_second, Tier.DISK: settings.disk_bytes_per_second}
+        known = {tier: speed for tier, speed in speeds.items() if speed is not None}
+        self._speeds = Speeds(known, settings.worker_flops) if settings.worker_flops else NO_SPEEDS
         self._now = 0.0
 
     def step(self, request: TraceRequest) -> Match:
@@ -145,11 +186,11 @@ class Simulation:
             has_tools=request.has_tools,
             breakpoints=request.breakpoints,
         )
-        match, actions = planner.lookup(
-            NAMESPACE, Request(chain, prompt_tokens, hints, True, NO_SPEEDS), OWNER, self._now
-        )
+        hot_blocks = self._hot_blocks(chain)
+        asked = Request(chain, prompt_tokens, hints, True, self._speeds)
+        match, actions = planner.lookup(NAMESPACE, asked, OWNER, self._now)
         self._run(actions)
-        self._count(request, match, blocks)
+        self._count(request, match, blocks, hot_blocks)
         self._put(request, chain, match, hints)
         if match.lease is not None:
             planner.release(match.lease)
@@ -167,7 +208,14 @@ class Simulation:
             self.result.switches.append(f"{self._now:.0f} s: {verdict.why}")
             self.planner.change_some(len(self.planner))
 
-    def _count(self, request: TraceRequest, match: Match, blocks: int) -> None:
+    def _hot_blocks(self, chain: Chain) -> int | None:
+        """Leading blocks that are in host memory; None where there is nothing else."""
+        if not self.settings.disk_bytes:
+            return None
+        namespace = self.planner.namespaces[NAMESPACE]
+        return deepest(namespace, namespace.root, chain, is_hot).block + 1
+
+    def _count(self, request: TraceRequest, match: Match, blocks: int, hot_blocks: int | None) -> None:
         result, plan = self.result, match.plan
         # a replay computes its window anew: only what is in front of it was saved
         saved = plan.compute_from if plan.kind is PlanKind.REPLAY else plan.tokens
@@ -176,17 +224,24 @@ class Simulation:
         result.input_tokens += request.input_tokens
         result.blocks += blocks
         result.block_refs += blocks
-        result.hit_blocks += match.rows_tokens // self._layout.block_tokens
+        found = match.rows_tokens // self._layout.block_tokens
+        result.hit_blocks += found
+        result.disk_hit_blocks += 0 if hot_blocks is None else found - hot_blocks
+        prompt = Served(request.input_tokens, resumed)
+        if self._cost is not None:
+            prompt.input_flops = self._cost.prefill_flops(0, request.input_tokens)
+            prompt.resumed_flops = self._cost.prefill_flops(0, resumed)
         result.resumed_tokens += resumed
+        result.input_flops += prompt.input_flops
+        result.resumed_flops += prompt.resumed_flops
         result.reasons[match.reason.value] += 1
         if plan.tier is not None:
             result.by_tier[plan.tier.value] += resumed
+            result.load_seconds[plan.tier.value] += plan.load_seconds or 0.0
         mode = "" if request.mode is None else request.mode.value
         for table, name in ((result.by_kind, request.kind), (result.by_mode, mode)):
             if name:
-                row = table.setdefault(name, [0, 0])
-                row[0] += request.input_tokens
-                row[1] += resumed
+                table.setdefault(name, Served()).add(prompt)
 
     def _put(self, request: TraceRequest, chain: Chain, match: Match, hints: Hints) -> None:
         """What a worker stores: the rows that it computed, and states where the match told it to."""
@@ -222,6 +277,7 @@ class Simulation:
             if made is not None:
                 self.result.host_bytes_written += made.raw_bytes
                 self.result.states_written += made.key.group == group
+                self.result.host_blocks_written += made.key.group == 0
                 self._run(self.planner.arrived(made.key, made.generation, Tier.HOST, self._now))
 
     def _run(self, actions: Iterable[Action]) -> None:
@@ -231,12 +287,14 @@ class Simulation:
             copy, more = waiting.pop(0), list[Action]()
             key, generation = copy.facts.key, copy.facts.generation
             if copy.target is Tier.DISK:
-                slots, more = self.planner.encoded(key, generation, copy.facts.raw_bytes, self._now)
+                frame_bytes = max(1, int(copy.facts.raw_bytes * self.settings.disk_ratio))
+                slots, more = self.planner.encoded(key, generation, frame_bytes, self._now)
                 if not slots:
                     more = more + self.planner.failed(key, generation, Tier.DISK, self._now)
                     waiting += [action for action in more if isinstance(action, Copy)]
                     continue
-                self.result.disk_bytes_written += copy.facts.raw_bytes
+                self.result.disk_bytes_written += frame_bytes
+                self.result.disk_blocks_written += key.group == 0
             more = more + self.planner.arrived(key, generation, copy.target, self._now)
             waiting += [action for action in more if isinstance(action, Copy)]
 
