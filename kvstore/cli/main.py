@@ -31,6 +31,12 @@ def _explain() -> Callable[..., None]:
     return explain_command
 
 
+def _policy() -> Callable[..., None]:
+    from kvstore.cli.policy import policy_command
+
+    return policy_command
+
+
 def _check() -> Callable[..., None]:
     from kvstore.cli.check import check_command
 
@@ -66,6 +72,7 @@ _COMMANDS = {
     "serve": _serve,
     "status": _status,
     "explain": _explain,
+    "policy": _policy,
     "check": _check,
     "footprint": _footprint,
     "workload": _workload,

@@ -51,6 +51,12 @@ class Placement:
             raise ConfigError(f"placement {text!r} is unknown: choose every, interval:N, ends, ends+junctions or none")
         return cls(PlacementKind(name), 0, replay)
 
+    @property
+    def text(self) -> str:
+        """As `parse` reads it."""
+        is_interval = self.kind is PlacementKind.INTERVAL
+        return f"{self.kind.value}:{self.interval_tokens}" if is_interval else self.kind.value
+
     def snapshots(
         self, *, above_tokens: int, rows_tokens: int, prompt_tokens: int, breakpoints: Sequence[int], alignment: int
     ) -> Snapshots:

@@ -122,6 +122,11 @@ class Planner:
         """Objects that are still ranked by the policy that was in charge before."""
         return self._room.left_to_move
 
+    @property
+    def moved(self) -> int:
+        """Objects that were moved, by all changes of policy."""
+        return self._room.moved
+
     def set_policy(self, policy: Policy) -> None:
         """Another policy from now on; nothing where it is in charge already. See `change_some`."""
         if policy.name != self.policy:

@@ -41,6 +41,7 @@ class Room:
         self._last_stamp = 0
         self._orders: dict[tuple[Tier, Hashable], Order] = {}
         self._entries: dict[BlockKey, Entry] = {}  # every entry with a copy
+        self.moved = 0  # objects, by all changes of policy
         self._to_move: list[BlockKey] = []  # from the old orders to the new ones, next last; see `change_policy`
 
     def find(self, key: BlockKey) -> Entry | None:
@@ -269,6 +270,7 @@ class Room:
         """Move so many objects to the orders of the policy in charge; how many are left."""
         for _ in range(min(count, len(self._to_move))):
             entry = self._entries.get(self._to_move.pop())
+            self.moved += 1
             if entry is None:
                 continue
             for tier, held in entry.copies():

@@ -14,9 +14,12 @@ from kvstore.rpc.enums import TIER
 from kvstore.rpc.explanations import explanation_to_wire, victims_to_wire
 from kvstore.rpc.generated import admin_pb2 as pb
 from kvstore.rpc.limits import MAX_BATCH_BLOCKS, MAX_EXPLAINED_LOOKUPS, MAX_EXPLAINED_OBJECTS, MAX_TOKENS
+from kvstore.store.changing import Choices, Wishes
 from kvstore.store.explaining import Question
 from kvstore.store.objects import NamespaceState, TierState
 from kvstore.store.store import Store
+
+MOST_CHANGE_SECONDS = 2.0  # an operator sees the end of a changeover of some 100,000 objects at once
 
 
 class AdminService:
@@ -87,6 +90,31 @@ class AdminService:
             uptime_seconds=self._clock() - self._started,
             ghosts=found.ghosts,
         )
+
+    def get_policy(self, request: pb.GetPolicyRequest, deadline: float) -> pb.GetPolicyResponse:
+        return pb.GetPolicyResponse(now=_in_charge(self._store.choices()))
+
+    def set_policy(self, request: pb.SetPolicyRequest, deadline: float) -> pb.SetPolicyResponse:
+        wishes = Wishes(
+            text_from_wire(request.policy, "policy") if request.HasField("policy") else None,
+            request.keep_seconds if request.HasField("keep_seconds") else None,
+            text_from_wire(request.placement, "placement") if request.HasField("placement") else None,
+            request.replay if request.HasField("replay") else None,
+        )
+        seconds = (deadline - time.monotonic()) / 2  # what is left then is left to the ticks
+        before, now = self._store.change(wishes, min(seconds, MOST_CHANGE_SECONDS))
+        return pb.SetPolicyResponse(before=_in_charge(before), now=_in_charge(now))
+
+
+def _in_charge(found: Choices) -> pb.PolicyInCharge:
+    return pb.PolicyInCharge(
+        policy=found.policy,
+        keep_seconds=found.keep_seconds,
+        placement=found.placement,
+        replay=found.replay,
+        objects=found.objects,
+        left_to_move=found.left_to_move,
+    )
 
 
 def _tier(state: TierState) -> pb.TierStatus:

@@ -102,7 +102,7 @@ class Daemon:
         )
         for name in ("", KVSTORE_SERVICE, ADMIN_SERVICE):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        self._garbage.start(store.next_generation)
+        self._garbage.start(store.next_generation + store.moved)
         self._server.start()
         self._ticker = threading.Thread(target=self._tick, args=(store,), name="kvstore-tick", daemon=True)
         self._ticker.start()
@@ -160,7 +160,8 @@ class Daemon:
             try:
                 self._calls.cancel_overdue()
                 store.tick()
-                self._garbage.tick(store.next_generation)
+                # what is ranked anew is new to the collector, too
+                self._garbage.tick(store.next_generation + store.moved)
             except Exception:  # top of a thread: without ticks leases would never end
                 self._calls.count("tick_errors")
                 log.exception("a tick failed")

@@ -21,6 +21,17 @@ def fetch_explanation(address: str, request: pb.ExplainRequest, timeout_seconds:
     return pb.ExplainResponse.FromString(_asked(address, "Explain", request, timeout_seconds))
 
 
+def fetch_policy(address: str, timeout_seconds: float) -> pb.PolicyInCharge:
+    """Raises StoreUnavailable with a remedy where no daemon answers in time."""
+    answer = _asked(address, "GetPolicy", pb.GetPolicyRequest(), timeout_seconds)
+    return pb.GetPolicyResponse.FromString(answer).now
+
+
+def change_policy(address: str, request: pb.SetPolicyRequest, timeout_seconds: float) -> pb.SetPolicyResponse:
+    """Raises InvalidInput for what the daemon does not know, StoreUnavailable where no daemon answers in time."""
+    return pb.SetPolicyResponse.FromString(_asked(address, "SetPolicy", request, timeout_seconds))
+
+
 def _asked(address: str, method: str, request: Message, timeout_seconds: float) -> bytes:
     with grpc.insecure_channel(address) as channel:
         call = channel.unary_unary(f"/{ADMIN_SERVICE}/{method}", _as_it_is, _as_it_is)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from kvstore.core.placement import Placement, PlacementKind
+from kvstore.core.placement import Placement
 from kvstore.core.shadows import ADAPTIVE
 from kvstore.core.sizes import format_size
 from kvstore.sim.bounds import Bound
@@ -245,8 +245,7 @@ def _seconds(settings: SimSettings, result: SimResult) -> str:
 
 def placement_name(placement: Placement) -> str:
     """As `Placement.parse` reads it."""
-    name: str = placement.kind.value
-    return f"{name}:{placement.interval_tokens}" if placement.kind is PlacementKind.INTERVAL else name
+    return placement.text
 
 
 def placement_label(settings: SimSettings) -> str:

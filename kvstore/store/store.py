@@ -24,6 +24,7 @@ from kvstore.core.matching import Request
 from kvstore.core.reserve import Durability, ObjectSpec, PutStatus
 from kvstore.core.settings import Settings, segment_pages
 from kvstore.core.space import region_pages
+from kvstore.store.changing import Choices, Wishes, change, choices, go_on
 from kvstore.store.explaining import Explained, Question, explain
 from kvstore.store.figures import figures
 from kvstore.store.handoffs import HandoffKeeper
@@ -42,6 +43,8 @@ from kvstore.tiers.disk import DiskTier
 from kvstore.tiers.host import HostTier, region_file_bytes
 
 log = logging.getLogger("kvstore.store")
+
+CHANGEOVER_SECONDS = 0.25  # of a tick, which comes every half second
 
 
 class Store:
@@ -257,6 +260,19 @@ class Store:
         """Why lookups got less than their prompt, and what would be evicted next."""
         return explain(self._kept, question)
 
+    def choices(self) -> Choices:
+        """The policy in charge, and what else an operator can change while the store runs."""
+        with self._kept.lock:
+            return choices(self._kept)
+
+    def change(self, wishes: Wishes, seconds: float) -> tuple[Choices, Choices]:
+        """Change it; what was before, and what is after so many seconds at most. Ticks finish a changeover.
+
+        Raises InvalidInput, and then nothing was changed.
+        """
+        before, after = change(self._kept, wishes)
+        return before, go_on(self._kept, seconds) if after.left_to_move else after
+
     def status(self) -> StoreStatus:
         """Figures for operators."""
         return figures(self._kept)
@@ -266,19 +282,27 @@ class Store:
         """Grows by one with each object that is announced; what was there at the start is below its first value."""
         return self._kept.planner.next_generation  # one number: no lock
 
+    @property
+    def moved(self) -> int:
+        """Grows by one with each object that a change of policy ranks anew."""
+        return self._kept.planner.moved
+
     def tick(self) -> None:
-        """Expiry, retries, recency to disk. The daemon calls it every half second."""
+        """Expiry, retries, recency to disk, what is left of a changeover. The daemon calls it every half second."""
         with self._kept.changed:
             now = self._kept.clock()
             self._uploads.expire(now)
             expired = self.handoffs.expire(now)
             self._kept.run(self._kept.planner.tick(now))
+            is_changing = self._kept.planner.left_to_move > 0
             self._reports.try_a_shut_segment()
             self._kept.changed.notify_all()
             is_due = now - self._persisted_at >= self._kept.config.persist_seconds
         del expired  # their memory goes back to the machine here and not under the lock
         if self._kept.unnamed:
             self._names.save_names()
+        if is_changing:
+            go_on(self._kept, CHANGEOVER_SECONDS)
         if is_due:
             self._persist_recency()
 

@@ -175,6 +175,10 @@ class MemoryStore:
     def next_generation(self):
         return 8
 
+    @property
+    def moved(self):
+        return 0
+
     def tick(self):
         self.ticks += 1
 

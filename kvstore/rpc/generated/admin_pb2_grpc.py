@@ -44,6 +44,16 @@ class AdminStub(object):
                 request_serializer=kvstore_dot_v1_dot_admin__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=kvstore_dot_v1_dot_admin__pb2.ExplainResponse.FromString,
                 _registered_method=True)
+        self.GetPolicy = channel.unary_unary(
+                '/kvstore.v1.Admin/GetPolicy',
+                request_serializer=kvstore_dot_v1_dot_admin__pb2.GetPolicyRequest.SerializeToString,
+                response_deserializer=kvstore_dot_v1_dot_admin__pb2.GetPolicyResponse.FromString,
+                _registered_method=True)
+        self.SetPolicy = channel.unary_unary(
+                '/kvstore.v1.Admin/SetPolicy',
+                request_serializer=kvstore_dot_v1_dot_admin__pb2.SetPolicyRequest.SerializeToString,
+                response_deserializer=kvstore_dot_v1_dot_admin__pb2.SetPolicyResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -62,6 +72,21 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPolicy(self, request, context):
+        """What decides about eviction, admission and states now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPolicy(self, request, context):
+        """Changes it until the daemon ends; objects are ranked anew while calls are served. INVALID_ARGUMENT names the
+        nearest policy where there is none of that name, and then nothing was changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -74,6 +99,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=kvstore_dot_v1_dot_admin__pb2.ExplainRequest.FromString,
                     response_serializer=kvstore_dot_v1_dot_admin__pb2.ExplainResponse.SerializeToString,
+            ),
+            'GetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPolicy,
+                    request_deserializer=kvstore_dot_v1_dot_admin__pb2.GetPolicyRequest.FromString,
+                    response_serializer=kvstore_dot_v1_dot_admin__pb2.GetPolicyResponse.SerializeToString,
+            ),
+            'SetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPolicy,
+                    request_deserializer=kvstore_dot_v1_dot_admin__pb2.SetPolicyRequest.FromString,
+                    response_serializer=kvstore_dot_v1_dot_admin__pb2.SetPolicyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -130,6 +165,60 @@ class Admin(object):
             '/kvstore.v1.Admin/Explain',
             kvstore_dot_v1_dot_admin__pb2.ExplainRequest.SerializeToString,
             kvstore_dot_v1_dot_admin__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Admin/GetPolicy',
+            kvstore_dot_v1_dot_admin__pb2.GetPolicyRequest.SerializeToString,
+            kvstore_dot_v1_dot_admin__pb2.GetPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Admin/SetPolicy',
+            kvstore_dot_v1_dot_admin__pb2.SetPolicyRequest.SerializeToString,
+            kvstore_dot_v1_dot_admin__pb2.SetPolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,
