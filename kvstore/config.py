@@ -28,6 +28,11 @@ machine's memory (host) or of the filesystem (disk).
     policy = "lru"                               # lfu, slru, s3fifo, arc, gdsf, hazard, tlru, ttl: core/policies
     keep_seconds = 0.0                           # used so lately, and on no disk: not evicted for what is new
 
+    [lifecycle]                                  # forget what was unused for so long; 0.0: when there is no room for it
+    ttl_scratch_seconds = 600.0                  # reasoning that the next turn strips, branches of quick instructions
+    ttl_session_seconds = 0.0
+    ttl_shared_seconds = 0.0
+
     [limits]
     calls = 64                                   # small calls at once; more are shed
     fetches = 16
@@ -49,6 +54,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from kvstore.core.classes import SCRATCH_SECONDS, Lives
 from kvstore.core.disk_admission import DiskAdmission
 from kvstore.core.errors import ConfigError
 from kvstore.core.placement import Placement
@@ -59,6 +65,7 @@ DEFAULT_LISTEN = "unix:/run/kvstore/kvstore.sock"
 MIN_HOST_BYTES = 8 << 20  # below this not even one state of a large model and the rows under it fit
 HANDOFF_SHARE = 16  # of the host tier's bytes one part is for handoffs ...
 MIN_HANDOFF_BYTES = 64 << 20  # ... and at least four of V4-Flash's at any length, its rows left in the store
+MAX_TTL_SECONDS = 366 * 86_400.0
 _Parsed = TypeVar("_Parsed")
 
 
@@ -119,6 +126,7 @@ class Config:
     disk: DiskConfig | None
     match: MatchConfig
     evict: EvictConfig
+    lives: Lives
     limits: LimitsConfig
 
 
@@ -183,6 +191,11 @@ def _read(settings: _Settings) -> Config:
     )
     policy = settings.checked("evict.policy", lambda: policy_named(settings.text("evict.policy", "lru")))
     evict = EvictConfig(policy.name, settings.number("evict.keep_seconds", 0.0, 0.0, 86_400.0))
+    lives = Lives(
+        scratch=settings.number("lifecycle.ttl_scratch_seconds", SCRATCH_SECONDS, 0.0, MAX_TTL_SECONDS) or None,
+        session=settings.number("lifecycle.ttl_session_seconds", 0.0, 0.0, MAX_TTL_SECONDS) or None,
+        shared=settings.number("lifecycle.ttl_shared_seconds", 0.0, 0.0, MAX_TTL_SECONDS) or None,
+    )
     limits = LimitsConfig(
         calls=settings.count("limits.calls", 64, 1, 1024),
         fetches=settings.count("limits.fetches", 16, 1, 256),
@@ -216,7 +229,7 @@ def _read(settings: _Settings) -> Config:
     if folder is None:
         if settings.was_given("disk.bytes") and disk_bytes:
             raise ConfigError(f"{settings.named('disk.bytes')} is set without a folder: name one with disk.folder")
-        return Config(listen, secret, drain_seconds, host, None, match, evict, limits)
+        return Config(listen, secret, drain_seconds, host, None, match, evict, lives, limits)
     if not disk_bytes:
         raise ConfigError(f"{settings.named('disk.bytes')} is 0: give the disk a size, or leave disk.folder out")
     on_filesystem = settings.checked("disk.folder", lambda: filesystem_bytes(folder))
@@ -236,6 +249,7 @@ def _read(settings: _Settings) -> Config:
         DiskConfig(folder, disk_bytes, codec, admission, budget),
         match,
         evict,
+        lives,
         limits,
     )
 

@@ -141,7 +141,7 @@ class Node:
     """One block of a chain."""
 
     __slots__ = ("_children", "below_disk", "below_host", "block", "hot", "namespace", "parent", "prefix", "readable",
-                 "rows", "span", "states")  # fmt: skip
+                 "rows", "session", "span", "states")  # fmt: skip
 
     def __init__(self, namespace: Namespace, prefix: bytes, parent: Node | None, block: int) -> None:
         self.namespace = namespace
@@ -150,6 +150,7 @@ class Node:
         self.block = block  # number of the block in its chain; -1 only for the root, which is before block 0
         self.span: Span = Span(parent) if parent is None or block % SPAN_BLOCKS == 0 else parent.span
         self.rows: Entry | None = None
+        self.session = ""  # whose it is: the first that put or reached it
         self.states: tuple[Entry, ...] = ()  # changed by add_state and remove_state only
         self.readable = parent is None
         self.hot = parent is None

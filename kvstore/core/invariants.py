@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from kvstore.core.index import SPAN_BLOCKS, CopyStatus, Entry, Namespace, Node, Span
+from kvstore.core.index import SPAN_BLOCKS, CopyStatus, Entry, Namespace, Node, ObjectClass, Span
 from kvstore.core.keys import Tier
 from kvstore.core.lease import Leases
 from kvstore.core.room import Room
@@ -35,6 +35,9 @@ def _check_entries(room: Room, leases: Leases) -> None:
         assert entry.host is not None or entry.disk is not None, key
         assert [entry.leases, entry.pins] == counted.get(id(entry), [0, 0]), key
         assert entry.is_rows or node.rows is not None, key
+        above = node.parent if entry.is_rows else node
+        if entry.facts.object_class is ObjectClass.SHARED and above is not None and above.rows is not None:
+            assert above.rows.facts.object_class is ObjectClass.SHARED, (key, "shared, and its parent is not")
         for tier, held in entry.copies():
             space = room.spaces[tier]
             if held.slots:

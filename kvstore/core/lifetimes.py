@@ -27,6 +27,10 @@ class Lifetimes:
             entry.node.rows = entry
         else:
             entry.node.add_state(entry)
+        self.watch(entry)
+
+    def watch(self, entry: Entry) -> None:
+        """It has a TTL, or another one than before."""
         if entry.facts.ttl_seconds is not None:
             self._push(entry.last_used + entry.facts.ttl_seconds, entry)
 
@@ -54,10 +58,24 @@ class Lifetimes:
             elif self._is_needed(entry):
                 again.append((now + LOOK_AGAIN_SECONDS, entry))
             else:
-                self.expired += 1
-                actions += self._room.forget_all(entry)
+                actions += self._forget_up(entry, now)
         for due, entry in again:
             self._push(due, entry)
+        return actions
+
+    def _forget_up(self, entry: Entry, now: float) -> list[Action]:
+        """It, and what is due above it: else a chain would go a block a second."""
+        actions: list[Action] = []
+        above: Entry | None = entry
+        while above is not None:
+            entry, parent = above, above.node.parent if above.is_rows else above.node
+            self.expired += 1
+            actions += self._room.forget_all(entry)
+            above = None if parent is None else parent.rows
+            if above is not None:
+                ttl_seconds = above.facts.ttl_seconds
+                is_due = ttl_seconds is not None and above.last_used + ttl_seconds <= now
+                above = above if is_due and not self._is_needed(above) else None
         return actions
 
     def _push(self, due: float, entry: Entry) -> None:

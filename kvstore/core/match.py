@@ -32,11 +32,12 @@ class Hints:
     session: str = ""
     turn: int = 0
     mode: InferenceMode | None = None
-    kind: str = ""  # chat, code agent, search agent, retrieval, ...
+    kind: str = ""  # chat, code agent, search agent, retrieval, ...; "quick": one quick instruction, never continued
     has_tools: bool = False
     expected_gap_seconds: float | None = None
     breakpoints: tuple[int, ...] = ()  # token counts at which a shared part of the prompt ends
     ttl_seconds: float | None = None  # forget what this request puts when unused for so long
+    prompt_tokens: int | None = None  # of the request that puts: what lies behind is its output (`core/classes.py`)
 
 
 class SessionEvent(Enum):

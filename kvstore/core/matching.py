@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from kvstore.core.classes import output_is_awaited, output_is_stripped
 from kvstore.core.climb import ancestor, hot_above, with_states
 from kvstore.core.cost import CostModel
 from kvstore.core.index import Entry, Namespace, Node
@@ -100,11 +101,12 @@ def find(namespace: Namespace, request: Request, placement: Placement, cost: Cos
         resume_points=points,
         replay=replays[0] if leads else None,
         plan=plan,
-        snapshots=placement.snapshots(
+        snapshots=_snapshots(
+            placement,
+            request.hints,
             above_tokens=plan.tokens,
             rows_tokens=min(rows.end_tokens, request.prompt_tokens),
             prompt_tokens=request.prompt_tokens,
-            breakpoints=request.hints.breakpoints,
             alignment=layout.resume_alignment,
         )
         if layout.state_group is not None
@@ -125,6 +127,21 @@ def is_readable(node: Node) -> bool:
 
 def is_hot(node: Node) -> bool:
     return node.hot
+
+
+def _snapshots(
+    placement: Placement, hints: Hints, *, above_tokens: int, rows_tokens: int, prompt_tokens: int, alignment: int
+) -> Snapshots:
+    """What the placement wants; no state at the end of an output that nobody goes on from."""
+    wanted = placement.snapshots(
+        above_tokens=above_tokens,
+        rows_tokens=rows_tokens,
+        prompt_tokens=prompt_tokens,
+        breakpoints=hints.breakpoints,
+        alignment=alignment,
+    )
+    is_of_use = output_is_awaited(hints) or not output_is_stripped(hints)
+    return wanted._replace(at_output_end=wanted.at_output_end and is_of_use)
 
 
 def _coming_tokens(namespace: Namespace, parent: Node, chain: Chain, hot: Node, rows: Node) -> int:

@@ -19,6 +19,7 @@ from dataclasses import replace
 
 from kvstore.core import invariants
 from kvstore.core.actions import Action, Copy
+from kvstore.core.classes import Classes, is_kept, is_shared
 from kvstore.core.climb import with_states
 from kvstore.core.copies import Copies
 from kvstore.core.cost import CostModel
@@ -26,7 +27,7 @@ from kvstore.core.curves import REACH, Curves, work_of
 from kvstore.core.disk_admission import DiskGate
 from kvstore.core.ghosts import Departure, Ghosts
 from kvstore.core.ideal import IdealSpace
-from kvstore.core.index import CopyStatus, Entry, Facts, Held, Namespace, Node
+from kvstore.core.index import CopyStatus, Entry, Facts, Held, Namespace, Node, ObjectClass
 from kvstore.core.keys import PAGE_BYTES, BlockKey, Chain, Tier
 from kvstore.core.layout import ModelLayout
 from kvstore.core.lease import Lease, Leases, Pin
@@ -73,7 +74,10 @@ class Planner:
         self.gate = DiskGate(settings.disk_admission, settings.disk_write_bytes_per_day)
         self._copies = Copies(self._room, self.counts, self.gate)
         self._lifetimes = Lifetimes(self._room)
-        self._reserving = Reserving(self._room, self._copies, self._lifetimes, first_generation, settings.keep_seconds)
+        self.classes = Classes(settings.lives, self._class_changed)
+        self._reserving = Reserving(
+            self._room, self._copies, self._lifetimes, self.classes, first_generation, settings.keep_seconds
+        )
         self._costs: dict[bytes, CostModel | None] = {}
         self._watcher: Watcher | None = None
         self._sessions: dict[tuple[bytes, str], bytes] = {}  # the deepest block that was found, by prefix
@@ -237,6 +241,8 @@ class Planner:
             self._watcher.looked_up(name, request, now)
         actions: list[Action] = []
         if found.last is not None:
+            self._count_classes(found, request.chain, match.plan.tokens)
+            self.classes.reached(found.last, request.hints)
             self._lifetimes.touch(found.last.rows, now)
             self._remember(name, request.hints.session, found.last)
             actions += self._copies.used((found.last.rows,), now)
@@ -442,10 +448,36 @@ class Planner:
         entry = Entry(namespace.add_node(facts.key.prefix, parent) if is_rows else parent, facts, last_used)
         self._lifetimes.add(entry)
         self._room.attach(entry, Tier.DISK, Held(CopyStatus.READY, (page,), frame_bytes))
+        if facts.object_class is ObjectClass.SHARED:  # it may have become that after what it stands on was written
+            self.classes.share(entry.node.parent if is_rows and entry.node.parent is not None else entry.node)
         self._reserving.generation = max(self._reserving.generation, facts.generation + 1)
         return True
 
     # -- private --------------------------------------------------------------------------------
+    def _class_changed(self, entry: Entry, old: ObjectClass) -> None:
+        if entry.facts.ttl_seconds is not None:
+            self._lifetimes.watch(entry)
+        if old is ObjectClass.SCRATCH:
+            self._copies.write_again(entry)
+            self._room.review_all((entry,))
+
+    def _count_classes(self, found: Found, chain: Chain, tokens: int) -> None:
+        """Tokens of a hit by class: shared up to some block, then the session's, scratch at the end if at all."""
+        if not tokens or found.last is None:
+            return
+        namespace, counted = found.last.namespace, self.counts.class_hit_tokens
+        parent = namespace.node(chain.parent)
+        assert parent is not None
+        shared = min(deepest(namespace, parent, chain, is_shared).end_tokens, tokens) if chain.blocks else 0
+        kept = min(deepest(namespace, parent, chain, is_kept).end_tokens, tokens) if chain.blocks else tokens
+        for kind, count in (
+            (ObjectClass.SHARED, shared),
+            (ObjectClass.SESSION, kept - shared),
+            (ObjectClass.SCRATCH, tokens - kept),
+        ):
+            if count:
+                counted[kind] = counted.get(kind, 0) + count
+
     def _judged(self, name: bytes, request: Request, found: Found, now: float) -> Match:
         """The match with the reason that the store's memory of what left gives it; counted and kept."""
         self.misses.ghosts.now = now

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kvstore.core.actions import Action
+from kvstore.core.classes import Classes, announced_class, is_shared, output_is_awaited, owner_of
 from kvstore.core.copies import Copies
 from kvstore.core.index import CopyStatus, Entry, Facts, Held, Namespace, Node, ObjectClass
 from kvstore.core.keys import BlockKey, Chain, Tier
@@ -38,12 +39,19 @@ class Reserving:
     """Answers `reserve`, object by object."""
 
     def __init__(
-        self, room: Room, copies: Copies, lifetimes: Lifetimes, first_generation: int, keep_seconds: float = 0.0
+        self,
+        room: Room,
+        copies: Copies,
+        lifetimes: Lifetimes,
+        classes: Classes,
+        first_generation: int,
+        keep_seconds: float = 0.0,
     ) -> None:
         self.generation = first_generation  # of the next object; never given twice, also across restarts
         self._room = room
         self._copies = copies
         self._lifetimes = lifetimes
+        self._classes = classes
         self.keep_seconds = keep_seconds  # changes while it runs
 
     def reserve(self, writing: Writing, objects: list[ObjectSpec]) -> tuple[list[ReserveStatus], list[Facts | None]]:
@@ -53,6 +61,7 @@ class Reserving:
         writing.lineages[-1] = writing.lineage
         stopped = ReserveStatus.OTHER_LINEAGE if parent.lineage != writing.lineage else None
         if stopped is None:
+            self._classes.reached(parent, writing.hints)
             self._make_room(writing, parent, objects)
         statuses: list[ReserveStatus] = []
         facts: list[Facts | None] = []
@@ -76,7 +85,8 @@ class Reserving:
             node = namespace.nodes.get(writing.chain.hash_at(spec.block))
             if node is not None and spec.group == 0:
                 last = node
-            if node is None or node.entry(spec.group) is None:
+            is_new = node is None or node.entry(spec.group) is None
+            if is_new and self._may_push_out(writing, spec):
                 count += namespace.slots_needed(spec.group)
         if not count:
             return
@@ -99,6 +109,8 @@ class Reserving:
                 return ReserveStatus.OTHER_LINEAGE, None
             lineage = writing.lineages[spec.block] = child_lineage(below, spec.content)
             if node is not None:
+                if self._class_of(writing, spec) is not ObjectClass.SCRATCH:
+                    self._classes.reached(node, writing.hints)
                 return self._known(node.rows, node.lineage == lineage, writing.now), None
         else:
             above = node
@@ -111,11 +123,17 @@ class Reserving:
             if state is not None:
                 return self._known(state, state.facts.content == spec.content, writing.now), None
         count = namespace.slots_needed(spec.group)
+        object_class = self._class_of(writing, spec)
+        if spec.group and is_shared(above):
+            object_class = ObjectClass.SHARED
+        if not (self._may_push_out(writing, spec) or self._has_scratch_room(namespace, count)):
+            return ReserveStatus.NO_ROOM, None
         if not writing.is_admitted or not self._copies.host_room(namespace, count, above.rows, writing.actions):
             return ReserveStatus.NO_ROOM, None
         assert namespace.node(above.prefix) is above, "the parent went to make room for its child"
         if node is None:
             node = namespace.add_node(prefix, above)
+            node.session = owner_of(writing.hints)
         # What neighbours have in common is one object and not equal ones: of a million entries that is 150 MB.
         facts = Facts(
             key=BlockKey(node.prefix, spec.group),
@@ -129,14 +147,28 @@ class Reserving:
             raw_bytes=namespace.layout.groups[spec.group].nbytes,
             written_at=writing.written_at,
             writer=writing.writer,
-            object_class=_class_of(node, writing.hints),
-            ttl_seconds=writing.hints.ttl_seconds,
+            object_class=object_class,
+            ttl_seconds=self._classes.ttl_seconds(object_class, writing.hints),
         )
         self.generation += 1
         entry = Entry(node, facts, writing.now)
         entry.turn = writing.hints.turn
         self._add(entry, count)
         return ReserveStatus.WANTED, facts
+
+    def _class_of(self, writing: Writing, spec: ObjectSpec) -> ObjectClass:
+        block = writing.chain.first_block + spec.block
+        return announced_class((block + 1) * writing.namespace.layout.block_tokens, writing.hints)
+
+    def _may_push_out(self, writing: Writing, spec: ObjectSpec) -> bool:
+        return output_is_awaited(writing.hints) or self._class_of(writing, spec) is not ObjectClass.SCRATCH
+
+    def _has_scratch_room(self, namespace: Namespace, count: int) -> bool:
+        """Scratch takes what is free and what other scratch has. Nothing that may be used goes for it."""
+        if self._room.spaces[Tier.HOST].room(namespace.name, namespace.slot_pages) >= count:
+            return True
+        victim = self._room.next_victim(Tier.HOST, namespace.name)
+        return victim is not None and victim.facts.object_class is ObjectClass.SCRATCH
 
     def _known(self, entry: Entry | None, is_same: bool, now: float) -> ReserveStatus:
         """The object is stored, or on its way: from the same run or from another?"""
@@ -148,9 +180,3 @@ class Reserving:
         slots = self._room.allocate(entry, tier, namespace.name, namespace.slot_pages, count)
         self._lifetimes.add(entry)
         self._room.attach(entry, tier, Held(CopyStatus.INCOMING, slots, entry.facts.raw_bytes))
-
-
-def _class_of(node: Node, hints: Hints) -> ObjectClass:
-    """Rows and states up to a breakpoint are shared by declaration; the rest belongs to the session."""
-    is_shared = any(node.end_tokens <= point for point in hints.breakpoints)
-    return ObjectClass.SHARED if is_shared else ObjectClass.SESSION

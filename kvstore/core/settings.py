@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from kvstore.core.classes import Lives
 from kvstore.core.disk_admission import DiskAdmission
+from kvstore.core.index import ObjectClass
 from kvstore.core.keys import PAGE_BYTES, Tier
 from kvstore.core.placement import DEFAULT_PLACEMENT, Placement
 from kvstore.core.space import region_pages
@@ -24,6 +26,7 @@ class Settings:
     keep_seconds: float = 0.0
     disk_admission: DiskAdmission = DiskAdmission.ALL
     disk_write_bytes_per_day: int = 0  # budget of frames' bytes; 0: none
+    lives: Lives = field(default_factory=Lives)  # of classes of objects
     ideal_space: bool = False  # objects take their bytes and no slots (ideal.py): to compare with textbook caches
     curves: bool = False  # keep live miss-ratio curves (curves.py)
     segment_bytes: int | None = None  # disk segment; None: 1/64 of the tier, at least 16 MiB where that fits four times
@@ -35,6 +38,7 @@ class Counts:
 
     lookups: int = 0
     hit_tokens: int = 0
+    class_hit_tokens: dict[ObjectClass, int] = field(default_factory=dict)  # hit_tokens by the rows' class then
     asked_tokens: int = 0
     other_lineage: int = 0
     evicted: dict[Tier, int] = field(default_factory=lambda: {Tier.HOST: 0, Tier.DISK: 0})

@@ -42,6 +42,7 @@ def open_store(config: Config) -> Store:
             placement=config.match.placement,
             policy=config.evict.policy,
             keep_seconds=config.evict.keep_seconds,
+            lives=config.lives,
             codec=Codec[config.disk.codec.upper()] if config.disk is not None else Codec.RAW,
             disk_admission=config.disk.admission if config.disk is not None else DiskAdmission.ALL,
             disk_write_bytes_per_day=config.disk.write_bytes_per_day if config.disk is not None else 0,

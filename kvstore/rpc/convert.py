@@ -105,6 +105,7 @@ def hints_to_wire(hints: Hints) -> pb.Hints:
         expected_gap_seconds=hints.expected_gap_seconds,
         breakpoints=hints.breakpoints,
         ttl_seconds=hints.ttl_seconds,
+        prompt_tokens=hints.prompt_tokens,
     )
 
 
@@ -124,6 +125,7 @@ def hints_from_wire(message: pb.Hints) -> Hints:
         expected_gap_seconds=None if gap is None else seconds_from_wire(gap, "hints.expected_gap_seconds"),
         breakpoints=tuple(message.breakpoints),
         ttl_seconds=None if ttl is None else seconds_from_wire(ttl, "hints.ttl_seconds"),
+        prompt_tokens=message.prompt_tokens if message.HasField("prompt_tokens") else None,
     )
 
 

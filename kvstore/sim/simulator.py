@@ -182,9 +182,10 @@ class Simulation:
             session=request.session,
             turn=request.turn,
             mode=request.mode,
-            kind=request.kind,
+            kind=request.kind.partition("@")[0],  # workloads name the model that serves it too
             has_tools=request.has_tools,
             breakpoints=request.breakpoints,
+            prompt_tokens=request.input_tokens,
         )
         hot_blocks = self._hot_blocks(chain)
         asked = Request(chain, prompt_tokens, hints, True, self._speeds)

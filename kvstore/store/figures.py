@@ -23,6 +23,8 @@ def figures(kept: Kept) -> StoreStatus:
         counts, misses = kept.planner.counts, kept.planner.misses
         counters = dict(kept.counters)
         counters |= {f"evicted_{tier.value}": count for tier, count in counts.evicted.items()}
+        counters |= {f"hit_tokens_{kind.name.lower()}": tokens for kind, tokens in counts.class_hit_tokens.items()}
+        counters |= {f"became_{kind.name.lower()}": count for kind, count in kept.planner.classes.changes.items()}
         counters |= {"expired": counts.expired, "lost": counts.lost, "other_lineage": counts.other_lineage}
         gate = kept.planner.gate
         counters |= {"disk_bytes_written": gate.bytes_written, "disk_held_back": gate.held_back}

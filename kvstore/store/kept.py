@@ -60,6 +60,7 @@ class Kept:
                 keep_seconds=config.keep_seconds,
                 disk_admission=config.disk_admission,
                 disk_write_bytes_per_day=config.disk_write_bytes_per_day,
+                lives=config.lives,
                 lease_seconds=config.lease_seconds,
                 curves=True,
                 segment_bytes=segment_bytes,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvstore.codec.lossless import Codec
+from kvstore.core.classes import Lives
 from kvstore.core.disk_admission import DiskAdmission
 from kvstore.core.errors import ConfigError
 from kvstore.core.placement import DEFAULT_PLACEMENT, Placement
@@ -26,6 +27,7 @@ class StoreConfig:
     placement: Placement = DEFAULT_PLACEMENT
     policy: str = "lru"  # of eviction, by its name in core/policies
     keep_seconds: float = 0.0  # `core/settings.py`
+    lives: Lives = field(default_factory=Lives)  # of classes of objects
     codec: Codec = Codec.RAW  # of frames on disk
     disk_admission: DiskAdmission = DiskAdmission.ALL
     disk_write_bytes_per_day: int = 0  # 0: no budget

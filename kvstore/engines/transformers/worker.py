@@ -19,6 +19,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -307,7 +308,8 @@ class Worker:
         rows = self._form.export_rows(at.base, begin // step, end // step)
         states = {edge: self._form.export_state(taken) for edge, taken in at.taken.items()}
         at.taken.clear()
-        store.put(tokens[:end], first_block=begin // step, rows=rows, states=states, hints=at.hints)
+        hints = replace(at.hints, prompt_tokens=at.prompt.size)
+        store.put(tokens[:end], first_block=begin // step, rows=rows, states=states, hints=hints)
 
     def _whole(self, tokens: int) -> int:
         return tokens // self.layout.block_tokens * self.layout.block_tokens

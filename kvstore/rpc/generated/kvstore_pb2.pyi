@@ -695,6 +695,7 @@ class Hints(_message.Message):
     EXPECTED_GAP_SECONDS_FIELD_NUMBER: _builtins.int
     BREAKPOINTS_FIELD_NUMBER: _builtins.int
     TTL_SECONDS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     turn: _builtins.int
     mode: Global___InferenceMode.ValueType
@@ -702,6 +703,8 @@ class Hints(_message.Message):
     has_tools: _builtins.bool
     expected_gap_seconds: _builtins.float
     ttl_seconds: _builtins.float
+    prompt_tokens: _builtins.int
+    """Of the request that puts: what lies behind is output. Where the next turn strips it, it is kept for moments only."""
     @_builtins.property
     def breakpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
@@ -715,17 +718,22 @@ class Hints(_message.Message):
         expected_gap_seconds: _builtins.float | None = ...,
         breakpoints: _abc.Iterable[_builtins.int] | None = ...,
         ttl_seconds: _builtins.float | None = ...,
+        prompt_tokens: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_gap_seconds", b"_expected_gap_seconds", "_ttl_seconds", b"_ttl_seconds", "expected_gap_seconds", b"expected_gap_seconds", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_gap_seconds", b"_expected_gap_seconds", "_prompt_tokens", b"_prompt_tokens", "_ttl_seconds", b"_ttl_seconds", "expected_gap_seconds", b"expected_gap_seconds", "prompt_tokens", b"prompt_tokens", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_gap_seconds", b"_expected_gap_seconds", "_ttl_seconds", b"_ttl_seconds", "breakpoints", b"breakpoints", "expected_gap_seconds", b"expected_gap_seconds", "has_tools", b"has_tools", "kind", b"kind", "mode", b"mode", "session", b"session", "ttl_seconds", b"ttl_seconds", "turn", b"turn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_gap_seconds", b"_expected_gap_seconds", "_prompt_tokens", b"_prompt_tokens", "_ttl_seconds", b"_ttl_seconds", "breakpoints", b"breakpoints", "expected_gap_seconds", b"expected_gap_seconds", "has_tools", b"has_tools", "kind", b"kind", "mode", b"mode", "prompt_tokens", b"prompt_tokens", "session", b"session", "ttl_seconds", b"ttl_seconds", "turn", b"turn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_gap_seconds: _TypeAlias = _typing.Literal["expected_gap_seconds"]  # noqa: Y015
     _WhichOneofArgType__expected_gap_seconds: _TypeAlias = _typing.Literal["_expected_gap_seconds", b"_expected_gap_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__prompt_tokens: _TypeAlias = _typing.Literal["prompt_tokens"]  # noqa: Y015
+    _WhichOneofArgType__prompt_tokens: _TypeAlias = _typing.Literal["_prompt_tokens", b"_prompt_tokens"]  # noqa: Y015
     _WhichOneofReturnType__ttl_seconds: _TypeAlias = _typing.Literal["ttl_seconds"]  # noqa: Y015
     _WhichOneofArgType__ttl_seconds: _TypeAlias = _typing.Literal["_ttl_seconds", b"_ttl_seconds"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_gap_seconds) -> _WhichOneofReturnType__expected_gap_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_tokens) -> _WhichOneofReturnType__prompt_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl_seconds) -> _WhichOneofReturnType__ttl_seconds | None: ...
 
