@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from kvstore.core.actions import Action, Copy
+from kvstore.core.classes import Lives
 from kvstore.core.cost import CostModel
 from kvstore.core.disk_admission import DiskAdmission
 from kvstore.core.errors import ConfigError
@@ -146,6 +147,7 @@ class Simulation:
                 disk_bytes=settings.disk_bytes,
                 placement=settings.placement,
                 keep_seconds=variants[0].keep_seconds,
+                lives=Lives(scratch=None),  # an output is put here when it begins: its life would be over at its end
                 disk_admission=settings.disk_admission,
                 disk_write_bytes_per_day=settings.disk_write_bytes_per_day,
                 ideal_space=settings.is_ideal_space,
