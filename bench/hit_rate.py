@@ -1,6 +1,6 @@
 """Hit rates of the daemon's planner on recorded traffic, beside what is possible.
 
-    python bench/hit_rate.py --traces FOLDER [--json] [--quick]
+    python bench/hit_rate.py --traces FOLDER [--rows traces,tiers,layouts,workloads] [--json] [--quick]
 
 `plain` rows are blocks without states and without slots, a trace's last, partial id counted as a block: what the
 trace's authors and any textbook cache count; `ceiling` is Belady's optimum with bypass of the same size. `v4-flash`
@@ -23,6 +23,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness import Against, Bench, main
+from hit_layouts import layout_rows
+from hit_tiers import tier_rows
+from hit_workloads import workload_rows
 
 from kvstore.core.placement import Placement
 from kvstore.sim.bounds import References
@@ -50,6 +53,7 @@ WANTED = {  # of the best placement there is, at least
     CONVERSATION: (8.5, 12.5, 19.3, 27.5, 34.2),
     SYNTHETIC: (16.2, 27.0, 40.8, 55.6, 63.6),
 }
+ROWS = ("traces", "tiers", "layouts", "workloads")
 POLICIES = ("lru", "lfu", "slru", "s3fifo", "arc", "gdsf", "hazard", "tlru")
 
 
@@ -62,6 +66,9 @@ class Planned(NamedTuple):
 
 
 def collect(bench: Bench) -> None:
+    wanted = set(bench.options.rows.split(","))
+    if wanted - set(ROWS):
+        raise SystemExit(f"--rows {bench.options.rows}: choose from {','.join(ROWS)}")
     traces = {}
     for name in (CONVERSATION, SYNTHETIC, MINISWE):
         path = Path(bench.options.traces) / f"{name}.jsonl.zst"
@@ -69,6 +76,18 @@ def collect(bench: Bench) -> None:
             traces[name] = load_trace(path, TRACE_BLOCK[name])
         else:
             bench.note(f"{path} is missing: its rows are left out")
+    if "traces" in wanted:
+        trace_rows(bench, traces)
+    mooncake = [trace for name, trace in traces.items() if name in PLAIN]
+    if "tiers" in wanted:
+        tier_rows(bench, mooncake)
+    if "layouts" in wanted:
+        layout_rows(bench, mooncake)
+    if "workloads" in wanted:
+        workload_rows(bench)
+
+
+def trace_rows(bench: Bench, traces: dict[str, Trace]) -> None:
     planned: list[Planned] = []
     for name, trace in traces.items():
         with bench.step(f"bounds of {name}"):
@@ -155,6 +174,7 @@ def speed(bench: Bench, name: str, trace: Trace) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--traces", required=True, help="folder of the traces, as *.jsonl.zst")
+    parser.add_argument("--rows", default="traces", help=f"which rows, comma-separated: {', '.join(ROWS)}")
 
 
 if __name__ == "__main__":

@@ -114,6 +114,24 @@ def test_without_matplotlib_a_plot_is_refused_in_one_sentence(path, tmp_path, mo
     assert run(path, *PLAIN, "--host-bytes", "16KiB", "--json").exit_code == 0
 
 
+def test_admissions_and_budgets_are_combined_and_tiers_are_priced(path):
+    tiers = ("--ideal-space", "--host-bytes", "16MiB", "--disk-bytes", "1GiB")
+    options = (*BLOCKS, *tiers, "--disk-admission", "all,adaptive", "--disk-write-budget", "1GB,5TB")
+    speeds = ("--host-bandwidth", "20GB", "--disk-bandwidth", "5GB", "--worker-flops", "4e14")
+    code, out, _ = run(path, *options, *speeds, "--json")
+    results = json.loads(out)["results"]
+    assert code == 0 and [(one["disk_admission"], one["disk_write_bytes_per_day"]) for one in results] == [
+        ("all", 10**9), ("all", 5 * 10**12), ("adaptive", 10**9), ("adaptive", 5 * 10**12),
+    ]  # fmt: skip
+    assert all(one["saved_seconds"] > 0 and sum(one["load_seconds"].values()) > 0 for one in results)
+    assert all(set(one["by_kind"]) == {"chat", "code-agent"} for one in results)
+    assert results[0]["disk_bytes_written"] < results[1]["disk_bytes_written"]
+    _, table, _ = run(path, *options, *speeds)
+    assert all(word in table for word in ("adaptive, 5 TB a day", "writes/hit", "saved"))
+    _, table, _ = run(path, *BLOCKS, *tiers)
+    assert "to disk goes" not in table, "one way to admit needs no column"
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -131,6 +149,10 @@ def test_without_matplotlib_a_plot_is_refused_in_one_sentence(path, tmp_path, mo
         (("--block-tokens", "96"), "one size must divide the other"),
         (("--resume-alignment", "100"), "resume_alignment=100 is not a multiple"),
         (("--block-tokens", "128", "--count-partial"), "--count-partial needs blocks as the trace has them"),
+        (("--disk-admission", "some"), "'some' is no admission to disk"),
+        (("--disk-admission", "adaptive"), "has no budget to keep"),
+        (("--disk-write-budget", "5XB"), "--disk-write-budget: 5XB has the unknown unit"),
+        (("--worker-flops", "1e14"), "give --host-bandwidth too"),
         (("--plot", "hits.pdf"), "end it in .svg or .png"),
         (("--plot", "missing/hits.svg"), "there is no folder missing"),
     ],
