@@ -41,7 +41,7 @@ def workload_rows(bench: Bench) -> None:
         bench.row(f"{name}: recomputing spared", result.resumed_flops / WORKER_FLOPS, "s", runs=1)
         _class_rows(bench, name, result)
         if name in ("agentic-search", "rag"):
-            if search:
+            if name == "agentic-search":  # retrieval has its documents in the first prompt
                 bench.row(f"{name}: search tokens served from the cache", 100 * served / search, "%", runs=1)
             sessions = len({request.session for request in trace.requests})
             cold, warm = result.input_flops / sessions, (result.input_flops - result.resumed_flops) / sessions
