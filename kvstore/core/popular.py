@@ -7,6 +7,7 @@ from kvstore.core.keys import Chain
 POPULAR_SHARE = 1 / 64  # of the lookups: what fewer ask for belongs to one conversation, or few
 HALF_LIFE_LOOKUPS = 4096
 MOST_BLOCKS = 4096
+COUNT_EVERY = 64  # lookups
 
 
 class Popular:
@@ -15,16 +16,12 @@ class Popular:
     def __init__(self) -> None:
         self._counts: dict[bytes, float] = {}
         self._lookups = 0.0
+        self._until_count = 0
+        self.blocks = 0  # that are popular, as of some lookups ago
 
     def __len__(self) -> int:
         """Blocks that are counted."""
         return len(self._counts)
-
-    @property
-    def blocks(self) -> int:
-        """How many are popular now."""
-        least = max(POPULAR_SHARE * self._lookups, 2.0)
-        return sum(count >= least for count in self._counts.values())
 
     def shared(self, chain: Chain) -> int:
         """One lookup: how many of its first blocks are popular."""
@@ -33,6 +30,10 @@ class Popular:
             self._lookups /= 2
             self._counts = {prefix: count / 2 for prefix, count in self._counts.items() if count >= 2}
         least = max(POPULAR_SHARE * self._lookups, 2.0)
+        self._until_count -= 1
+        if self._until_count < 0:
+            self._until_count = COUNT_EVERY
+            self.blocks = sum(count >= least for count in self._counts.values())
         for index in range(chain.blocks):
             prefix = chain.hash_at(index)
             count = self._counts[prefix] = self._counts.get(prefix, 0.0) + 1

@@ -40,6 +40,7 @@ FLOOR = 0.002  # the promise is to stay within 0.2 points of the plain variant
 MOST_CLASS_LOSS = 0.05  # of a class's tokens ...
 CLASS_SHARE = 0.05  # ... that has at least this share of what is asked
 MAX_WAITING = 256  # events; what does not fit is not followed, and counted
+MAX_WAITING_BLOCKS = 1 << 17  # 4 MiB of hashes
 MAX_FOLLOWED = 8192  # chains of which a put may still come
 KEEPS = (30.0, 60.0, 120.0, 240.0)  # seconds of admission to choose from: a step is a factor of two
 
@@ -76,6 +77,14 @@ def variants_for(policy: str, keep_seconds: float | None) -> tuple[Variant, ...]
     if keep_seconds is None and name == "lru":
         return tuple(variant for variant in VARIANTS if variant.policy == name)
     return (Variant(name, keep_seconds or 0.0),)
+
+
+class Opened(NamedTuple):
+    """A namespace of the live store."""
+
+    name: bytes
+    root: bytes
+    layout: ModelLayout
 
 
 class Asked(NamedTuple):
@@ -140,26 +149,22 @@ class Shadows:
         self._settings = settings
         self._sample_blocks = sample_blocks
         self._ghosts = {variant: Ghost(variant, _of_ghosts(settings, variant, 1.0)) for variant in variants}
-        self._waiting: deque[Asked | Written] = deque()
-        self._followed: OrderedDict[tuple[bytes, bytes], int] = OrderedDict()  # a prompt's last block -> its number
+        self._waiting: deque[Opened | Asked | Written] = deque()
+        self._blocks_in = self._blocks_out = 0  # of events: each is counted by one thread only
+        self._followed: OrderedDict[tuple[bytes, bytes], None] = OrderedDict()  # the last blocks of prompts
         self._popular = Popular()
-        self._layouts: dict[bytes, tuple[bytes, ModelLayout]] = {}
+        self._layouts: dict[bytes, ModelLayout] = {}
         self._weight = 0.0  # faded requests
         self._asked = 0.0  # faded tokens
         self._asked_by_class: dict[str, float] = {}
 
+    # -- told by the live store, under its lock --------------------------------------------------
     def open(self, name: bytes, root: bytes, layout: ModelLayout) -> None:
         """The live store has this namespace."""
-        if name in self._layouts:
-            return
-        self._layouts[name] = (root, layout)
-        for ghost in self._ghosts.values():
-            ghost.rehearsal.planner.add_namespace(name, root, layout)
-        blocks = self._settings.host_bytes / min(each.rows.nbytes for _, each in self._layouts.values())
-        self.rate = min(1.0, self._sample_blocks / max(blocks, 1.0))
-        self._resize()
+        if name not in self._layouts:
+            self._layouts[name] = layout
+            self._waiting.append(Opened(name, root, layout))
 
-    # -- told by the live store ----------------------------------------------------------------
     def looked_up(self, name: bytes, request: Request, now: float) -> None:
         """A lookup was answered."""
         if request.hot_only:  # it asks again for what a load brought meanwhile
@@ -167,10 +172,11 @@ class Shadows:
         chain = request.chain
         if not chain.blocks or not self._is_sampled(request.hints.session, chain):
             return
-        if len(self._waiting) >= MAX_WAITING:
+        if self._is_full:
             self.missed += 1
             return
-        self._follow(name, chain.hash_at(chain.blocks - 1), chain.first_block + chain.blocks - 1)
+        self._follow(name, chain.hash_at(chain.blocks - 1))
+        self._blocks_in += chain.blocks
         self._waiting.append(Asked(name, request, now))
 
     def written(self, name: bytes, chain: Chain, objects: Sequence[ObjectSpec], hints: Hints, now: float) -> None:
@@ -178,18 +184,18 @@ class Shadows:
         if not chain.blocks:
             return
         skipped = self._prompt_end(name, chain)
-        if skipped is None or len(self._waiting) >= MAX_WAITING:
+        if skipped is None or self._is_full:
             return
-        tokens = self._layouts[name][1].block_tokens
+        tokens = self._layouts[name].block_tokens
         # the prompt's last block may get its state only now: the end of output can lie in it
         states = frozenset(
             (chain.first_block + spec.block + 1) * tokens
             for spec in objects
             if spec.group and spec.block >= skipped - 1
         )
-        last = chain.blocks - 1
-        self._follow(name, chain.hash_at(last), chain.first_block + last)
+        self._follow(name, chain.hash_at(chain.blocks - 1))
         if states or skipped < chain.blocks:
+            self._blocks_in += chain.blocks
             self._waiting.append(Written(name, chain, chain.first_block + skipped, states, hints, now))
 
     # -- the work ------------------------------------------------------------------------------
@@ -200,6 +206,10 @@ class Shadows:
                 event = self._waiting.popleft()
             except IndexError:
                 return 0
+            if isinstance(event, Opened):
+                self._open(event)
+                continue
+            self._blocks_out += (event.request.chain if isinstance(event, Asked) else event.chain).blocks
             if isinstance(event, Asked):
                 self._ask(event)
             else:
@@ -257,6 +267,17 @@ class Shadows:
         return {variant: ghost.resumed / max(self._asked, 1.0) for variant, ghost in self._ghosts.items()}
 
     # -- private -------------------------------------------------------------------------------
+    @property
+    def _is_full(self) -> bool:
+        return len(self._waiting) >= MAX_WAITING or self._blocks_in - self._blocks_out >= MAX_WAITING_BLOCKS
+
+    def _open(self, event: Opened) -> None:
+        for ghost in self._ghosts.values():
+            ghost.rehearsal.planner.add_namespace(event.name, event.root, event.layout)
+        blocks = self._settings.host_bytes / min(layout.rows.nbytes for layout in list(self._layouts.values()))
+        self.rate = min(1.0, self._sample_blocks / max(blocks, 1.0))
+        self._resize()
+
     def _ask(self, event: Asked) -> None:
         request, factor = event.request, 0.5 ** (1 / HALF_LIFE_REQUESTS)
         self.requests += 1
@@ -294,8 +315,8 @@ class Shadows:
         own = session.encode() if session else chain.hash_at(min(shared, chain.blocks - 1))
         return int.from_bytes(hashlib.blake2b(own, digest_size=8).digest(), "little") < self.rate * 2**64
 
-    def _follow(self, name: bytes, prefix: bytes, block: int) -> None:
-        self._followed[name, prefix] = block
+    def _follow(self, name: bytes, prefix: bytes) -> None:
+        self._followed[name, prefix] = None
         if len(self._followed) > MAX_FOLLOWED:
             self._followed.popitem(last=False)
 
@@ -308,7 +329,7 @@ class Shadows:
 
     def _resize(self) -> None:
         """Room for the sample: the store's share, and the blocks that all conversations bring."""
-        largest = max((layout.rows.nbytes for _, layout in self._layouts.values()), default=0)
+        largest = max((layout.rows.nbytes for layout in list(self._layouts.values())), default=0)
         shared = self._popular.blocks * largest
         for ghost in self._ghosts.values():
             for tier, nbytes in ((Tier.HOST, self._settings.host_bytes), (Tier.DISK, self._settings.disk_bytes)):

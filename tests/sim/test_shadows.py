@@ -153,6 +153,7 @@ def test_a_large_store_is_followed_by_whole_sessions() -> None:
     layout = sim_layout("plain:1", 128)
     shadows = Shadows(Settings(host_bytes=4096 * 128), (LRU,), LRU, sample_blocks=1024)
     shadows.open(NAMESPACE, ROOT, layout)
+    shadows.work()
     assert shadows.rate == 0.25
     seen: dict[str, int] = {}
     for turn in range(3):
@@ -179,6 +180,7 @@ def test_without_session_names_a_conversation_is_told_by_what_not_everybody_shar
 def test_what_does_not_fit_is_not_followed_and_counted() -> None:
     shadows = plain_shadows(40 * 128, (LRU,), LRU)
     shadows.open(NAMESPACE, ROOT, sim_layout("plain:1", 128))
+    shadows.work()
     for number in range(MAX_WAITING + 7):
         request = Request(chain_of((number,)), 129, Hints(mode=InferenceMode.NON_THINK), False, NO_SPEEDS)
         shadows.looked_up(NAMESPACE, request, float(number))
