@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from kvstore.core.keys import Chain, Tier
@@ -217,17 +217,19 @@ class Shadows:
                     ghost.rehearsal.put(event.name, event.chain, event.first, event.states_at, event.hints, event.now)
         return len(self._waiting)
 
-    def judge(self) -> Verdict | None:
-        """Who should take over. Nothing changes until `take_over` says so."""
+    def judge(self, allowed: Collection[Variant] | None = None) -> Verdict | None:
+        """Who of these (None: of all) should take over. Nothing changes until `take_over` says so."""
         if self._weight < min(LEAST_REQUESTS, HALF_LIFE_REQUESTS) or not self._asked:
             return None
         plain = self._ghosts[self.plain]
-        if plain.variant != self.charge and plain.gain / self._asked > FLOOR and plain.gain > math.sqrt(plain.squares):
+        if allowed is None:
+            allowed = self._ghosts.keys()
+        if plain.variant != self.charge and plain.variant in allowed and plain.gain / self._asked > FLOOR and plain.gain > math.sqrt(plain.squares):
             return Verdict(self.plain, f"{self.charge} fell {_points(plain.gain / self._asked)} below {self.plain}")
         best: Ghost | None = None
         for ghost in self._ghosts.values():
             gain = ghost.gain / self._asked
-            if gain <= LEAST_GAIN or ghost.gain <= SURE * math.sqrt(ghost.squares) or self._class_that_loses(ghost):
+            if ghost.variant not in allowed or gain <= LEAST_GAIN or ghost.gain <= SURE * math.sqrt(ghost.squares) or self._class_that_loses(ghost):
                 continue
             if best is None or ghost.gain > best.gain:
                 best = ghost
@@ -239,9 +241,9 @@ class Shadows:
             f" ({best.gain / math.sqrt(best.squares):.1f} standard errors, {self.requests} prompts followed)",
         )
 
-    def steer(self, planner: Planner) -> Verdict | None:
+    def steer(self, planner: Planner, allowed: Collection[Variant] | None = None) -> Verdict | None:
         """Let the best variant run this planner, where it is surely better than the one in charge. Returns it."""
-        verdict = self.judge()
+        verdict = self.judge(allowed)
         if verdict is not None:
             planner.set_keep_seconds(verdict.variant.keep_seconds)
             planner.set_policy(policy_named(verdict.variant.policy))
@@ -251,7 +253,7 @@ class Shadows:
     def take_over(self, variant: Variant) -> None:
         """This variant is in charge from now on; differences are counted against it anew."""
         if variant not in self._ghosts:
-            raise KeyError(str(variant))
+            self._ghosts = {**self._ghosts, variant: self._newcomer(variant)}
         old = self._ghosts[variant].gain
         self.charge = variant
         for ghost in self._ghosts.values():
@@ -287,9 +289,10 @@ class Shadows:
         for known in self._asked_by_class:
             self._asked_by_class[known] *= factor
         self._asked_by_class[name] = self._asked_by_class.get(name, 0.0) + request.prompt_tokens
-        resumed = {variant: _follow(ghost.rehearsal, event) for variant, ghost in self._ghosts.items()}
-        charge = resumed[self.charge]
-        for variant, ghost in self._ghosts.items():
+        in_charge, ghosts = self.charge, self._ghosts  # in this order: an operator may change both meanwhile
+        resumed = {variant: _follow(ghost.rehearsal, event) for variant, ghost in ghosts.items()}
+        charge = resumed[in_charge]
+        for variant, ghost in ghosts.items():
             ghost.fade(factor)
             more = resumed[variant] - charge
             ghost.resumed += resumed[variant]
@@ -298,6 +301,13 @@ class Shadows:
             ghost.classes[name] = ghost.classes.get(name, 0.0) + resumed[variant]
         if self.rate < 1.0 and self.requests % 64 == 0:
             self._resize()
+
+    def _newcomer(self, variant: Variant) -> Ghost:
+        """A store that nobody followed until now: it begins empty, and its score with it."""
+        ghost = Ghost(variant, _of_ghosts(self._settings, variant, self.rate))
+        for name, namespace in self._ghosts[self.charge].rehearsal.planner.namespaces.items():
+            ghost.rehearsal.planner.add_namespace(name, namespace.root.prefix, namespace.layout)
+        return ghost
 
     def _class_that_loses(self, ghost: Ghost) -> str | None:
         charge = self._ghosts[self.charge]

@@ -205,7 +205,7 @@ def test_a_put_that_nobody_asked_for_is_not_followed() -> None:
 
 
 def test_an_adaptive_store_finds_at_least_what_the_plain_one_does() -> None:
-    """A loop larger than memory: from the plain variant to the one that refuses what is new, and a line that says why."""
+    """A loop larger than memory: a variant that refuses what is new takes over, and a line says why."""
     trace = Trace("loop", 128, list(looping(60, 8, 10)))
     layout = sim_layout("plain:1", 128)
     plain = simulate(trace, SimSettings(layout, 40 * 128, is_ideal_space=True))

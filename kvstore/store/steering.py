@@ -1,0 +1,67 @@
+"""Who is in charge of a running store: ghosts of other policies and admission follow its traffic (`core/shadows.py`).
+
+Where the operator chose "adaptive", the best of them takes over by itself; else they only show what would be. The
+following is the tick thread's work, outside the lock; a change is made under it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+from kvstore.core.shadows import VARIANTS, Shadows, Variant, variants_for
+from kvstore.store.kept import Kept
+
+log = logging.getLogger("kvstore.store")
+
+
+class Score(NamedTuple):
+    """How one variant fares on the traffic that was followed lately."""
+
+    variant: Variant
+    resumed_share: float  # of the asked tokens
+    is_in_charge: bool
+
+
+class Steering:
+    """One store's shadows, and which of them may take over. All but `follow` is called under the store's lock."""
+
+    def __init__(self, kept: Kept, policy: str, keep_seconds: float | None) -> None:
+        self._kept = kept
+        self._allowed = variants_for(policy, keep_seconds)
+        self.last_change = ""  # what took over by itself, and why
+        self.shadows = Shadows(kept.planner.settings, VARIANTS, self._allowed[0])
+        kept.planner.watch(self.shadows)
+
+    @property
+    def is_adaptive(self) -> bool:
+        return len(self._allowed) > 1
+
+    def allow(self, policy: str, keep_seconds: float | None) -> None:
+        """An operator decided: adapt among these from now on, or stay with the one. It is in charge already."""
+        self._allowed = variants_for(policy, keep_seconds)
+        planner = self._kept.planner
+        now = Variant(planner.policy, planner.settings.keep_seconds)
+        if now != self.shadows.charge:
+            self.shadows.take_over(now)
+
+    def scores(self) -> list[Score]:
+        """The best first; empty until something was followed."""
+        if not self.shadows.requests:
+            return []
+        charge = self.shadows.charge
+        found = [Score(variant, share, variant == charge) for variant, share in self.shadows.scores().items()]
+        return sorted(found, key=lambda score: -score.resumed_share)
+
+    def follow(self) -> None:
+        """Let the ghosts catch up, and the best take over. The tick thread's, without the lock."""
+        self.shadows.work()
+        if not self.is_adaptive:
+            return
+        with self._kept.lock:
+            verdict = self.shadows.steer(self._kept.planner, self._allowed)
+            if verdict is not None:
+                self._kept.counters["policy_changes"] += 1
+                self.last_change = verdict.why
+        if verdict is not None:
+            log.info("%s is in charge: %s", verdict.variant, verdict.why)
