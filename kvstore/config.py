@@ -25,8 +25,8 @@ machine's memory (host) or of the filesystem (disk).
     lease_seconds = 30.0
 
     [evict]
-    policy = "lru"                               # lfu, slru, s3fifo, arc, gdsf, hazard, tlru, ttl: core/policies
-    keep_seconds = 0.0                           # used so lately, and on no disk: not evicted for what is new
+    policy = "adaptive"                          # or lru, lfu, slru, s3fifo, arc, gdsf, hazard, tlru, ttl: core/policies
+    keep_seconds = "adaptive"                    # used so lately, and on no disk: not evicted for what is new
 
     [lifecycle]                                  # forget what was unused for so long; 0.0: when there is no room for it
     ttl_scratch_seconds = 600.0                  # reasoning that the next turn strips, branches of quick instructions
@@ -58,7 +58,7 @@ from kvstore.core.classes import SCRATCH_SECONDS, Lives
 from kvstore.core.disk_admission import DiskAdmission
 from kvstore.core.errors import ConfigError
 from kvstore.core.placement import Placement
-from kvstore.core.policies import policy_named
+from kvstore.core.shadows import ADAPTIVE, variants_for
 from kvstore.core.sizes import UNITS, WRITTEN_UNITS, parse_size
 
 DEFAULT_LISTEN = "unix:/run/kvstore/kvstore.sock"
@@ -98,10 +98,13 @@ class MatchConfig:
 
 @dataclass(frozen=True, slots=True)
 class EvictConfig:
-    """What leaves first where memory is short: a policy's name, as `core/policies` has it; and what may not leave."""
+    """What leaves first where memory is short: a policy's name, as `core/policies` has it; and what may not leave.
+
+    Both may be left to the store, which tries them on ghosts: "adaptive", and None of the seconds (`core/shadows.py`).
+    """
 
     policy: str
-    keep_seconds: float
+    keep_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +192,12 @@ def _read(settings: _Settings) -> Config:
         ),
         lease_seconds=settings.number("match.lease_seconds", 30.0, 1.0, 3600.0),
     )
-    policy = settings.checked("evict.policy", lambda: policy_named(settings.text("evict.policy", "lru")))
-    evict = EvictConfig(policy.name, settings.number("evict.keep_seconds", 0.0, 0.0, 86_400.0))
+    policy = settings.text("evict.policy", ADAPTIVE)
+    settings.checked("evict.policy", lambda: variants_for(policy, None))
+    keep_seconds = None
+    if not settings.says("evict.keep_seconds", ADAPTIVE):
+        keep_seconds = settings.number("evict.keep_seconds", 0.0, 0.0, 86_400.0)
+    evict = EvictConfig(policy, keep_seconds)
     lives = Lives(
         scratch=settings.number("lifecycle.ttl_scratch_seconds", SCRATCH_SECONDS, 0.0, MAX_TTL_SECONDS) or None,
         session=settings.number("lifecycle.ttl_session_seconds", 0.0, 0.0, MAX_TTL_SECONDS) or None,
@@ -274,6 +281,10 @@ class _Settings:
 
     def named(self, key: str) -> str:
         return self._given[key].origin if key in self._given else f"{key} (default)"
+
+    def says(self, key: str, word: str) -> bool:
+        """The key is this word, or was not given at all."""
+        return self._value(key, word) == word
 
     def text(self, key: str, default: str) -> str:
         value = self._value(key, default)

@@ -224,12 +224,14 @@ class Shadows:
         plain = self._ghosts[self.plain]
         if allowed is None:
             allowed = self._ghosts.keys()
-        if plain.variant != self.charge and plain.variant in allowed and plain.gain / self._asked > FLOOR and plain.gain > math.sqrt(plain.squares):
-            return Verdict(self.plain, f"{self.charge} fell {_points(plain.gain / self._asked)} below {self.plain}")
+        lost = plain.gain / self._asked
+        may_return = plain.variant != self.charge and plain.variant in allowed
+        if may_return and lost > FLOOR and plain.gain > math.sqrt(plain.squares):
+            return Verdict(self.plain, f"{self.charge} fell {_points(lost)} below {self.plain}")
         best: Ghost | None = None
         for ghost in self._ghosts.values():
-            gain = ghost.gain / self._asked
-            if ghost.variant not in allowed or gain <= LEAST_GAIN or ghost.gain <= SURE * math.sqrt(ghost.squares) or self._class_that_loses(ghost):
+            is_better = ghost.gain > max(LEAST_GAIN * self._asked, SURE * math.sqrt(ghost.squares))
+            if ghost.variant not in allowed or not is_better or self._class_that_loses(ghost) is not None:
                 continue
             if best is None or ghost.gain > best.gain:
                 best = ghost
