@@ -25,7 +25,7 @@ machine's memory (host) or of the filesystem (disk).
     lease_seconds = 30.0
 
     [evict]
-    policy = "adaptive"                          # or lru, lfu, slru, s3fifo, arc, gdsf, hazard, tlru, ttl: core/policies
+    policy = "adaptive"                          # or lru, lfu, slru, s3fifo, arc, gdsf, hazard, tlru, ttl
     keep_seconds = "adaptive"                    # used so lately, and on no disk: not evicted for what is new
 
     [lifecycle]                                  # forget what was unused for so long; 0.0: when there is no room for it

@@ -54,12 +54,43 @@ def policy_facts(found: pb.PolicyInCharge) -> dict[str, object]:
         "replay": found.replay,
         "objects": found.objects,
         "left_to_move": found.left_to_move,
+        "is_adaptive": found.is_adaptive,
+        "scores": [
+            {
+                "policy": score.policy,
+                "keep_seconds": score.keep_seconds,
+                "resumed_share": score.resumed_share,
+                "is_in_charge": score.is_in_charge,
+            }
+            for score in found.scores
+        ],
+        "followed": found.followed,
+        "sample_rate": found.sample_rate,
+        "last_change": found.last_change,
     }
 
 
 def shown(now: pb.PolicyInCharge) -> Iterator[str]:
     yield from (f"{key:13} {value}" for key, value in _settings(now).items())
     yield _progress(now)
+    yield from _ghosts(now)
+
+
+def _ghosts(now: pb.PolicyInCharge) -> Iterator[str]:
+    """What other policies and admission would resume."""
+    yield (
+        "the store chooses by itself" if now.is_adaptive else "it stays: kvstore policy adaptive lets the store choose"
+    )
+    if now.last_change:
+        yield f"last choice: {now.last_change}"
+    if not now.scores:
+        return
+    yield f"ghost stores follow {now.sample_rate:.1%} of the sessions, {now.followed} lookups so far; they would resume"
+    best = now.scores[0].resumed_share
+    for score in now.scores:
+        name = score.policy + (f", keep {score.keep_seconds:g} s" if score.keep_seconds else "")
+        regret = "the most" if score.resumed_share == best else f"{100 * (best - score.resumed_share):.1f} points less"
+        yield f"  {score.resumed_share:6.1%}  {name}, {regret}" + (", in charge" if score.is_in_charge else "")
 
 
 def told(changed: pb.SetPolicyResponse) -> Iterator[str]:

@@ -114,6 +114,19 @@ def _in_charge(found: Choices) -> pb.PolicyInCharge:
         replay=found.replay,
         objects=found.objects,
         left_to_move=found.left_to_move,
+        is_adaptive=found.is_adaptive,
+        scores=[
+            pb.VariantScore(
+                policy=score.variant.policy,
+                keep_seconds=score.variant.keep_seconds,
+                resumed_share=score.resumed_share,
+                is_in_charge=score.is_in_charge,
+            )
+            for score in found.scores
+        ],
+        followed=found.followed,
+        sample_rate=found.sample_rate,
+        last_change=found.last_change,
     )
 
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from kvstore.core.errors import InvalidInput
 from kvstore.core.placement import Placement
 from kvstore.core.policies import policy_named
+from kvstore.core.shadows import Variant, variants_for
 from kvstore.store.kept import Kept
+from kvstore.store.steering import Score, Steering
 
 log = logging.getLogger("kvstore.store")
 
@@ -30,6 +32,11 @@ class Choices:
     replay: bool
     objects: int
     left_to_move: int  # objects that are still ranked by the policy before
+    is_adaptive: bool  # the store chooses by itself
+    scores: tuple[Score, ...]  # of its ghosts, the best first
+    followed: int  # lookups that the ghosts followed
+    sample_rate: float  # share of the sessions that they follow
+    last_change: str  # that the store made by itself, and why
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,7 @@ class Wishes:
     replay: bool | None = None
 
 
-def choices(kept: Kept) -> Choices:
+def choices(kept: Kept, steering: Steering) -> Choices:
     """Called under the lock."""
     planner = kept.planner
     settings = planner.settings
@@ -53,28 +60,39 @@ def choices(kept: Kept) -> Choices:
         settings.placement.replay,
         len(planner),
         planner.left_to_move,
+        steering.is_adaptive,
+        tuple(steering.scores()),
+        steering.shadows.requests,
+        steering.shadows.rate,
+        steering.last_change,
     )
 
 
-def change(kept: Kept, wishes: Wishes) -> tuple[Choices, Choices]:
+def change(kept: Kept, steering: Steering, wishes: Wishes) -> tuple[Choices, Choices]:
     """What was in charge before and what is now. Raises InvalidInput, and then nothing was changed."""
-    policy = policy_named(wishes.policy) if wishes.policy is not None else None
+    allowed = None if wishes.policy is None else variants_for(wishes.policy, wishes.keep_seconds or 0.0)
     keep = wishes.keep_seconds
     if keep is not None and not 0.0 <= keep <= MOST_KEEP_SECONDS:
         raise InvalidInput(f"keep_seconds is {keep:g}: give it a number from 0 to {MOST_KEEP_SECONDS:g}")
     with kept.lock:
-        before = choices(kept)
+        before = choices(kept, steering)
         replay = before.replay if wishes.replay is None else wishes.replay
         placement = Placement.parse(before.placement if wishes.placement is None else wishes.placement, replay)
-        if policy is not None:
-            kept.planner.set_policy(policy)
-        if keep is not None:
-            kept.planner.set_keep_seconds(keep)
+        if allowed is None and keep is not None:
+            allowed = (Variant(before.policy, keep),)
+        if allowed is not None and (len(allowed) == 1 or steering.shadows.charge not in allowed):
+            first = allowed[0] if keep is not None else allowed[0]._replace(keep_seconds=before.keep_seconds)
+            kept.planner.set_policy(policy_named(first.policy))
+            kept.planner.set_keep_seconds(first.keep_seconds)
+        if allowed is not None:
+            steering.allow(allowed)
         kept.planner.set_placement(placement)
-        after = choices(kept)
+        after = choices(kept, steering)
         kept.counters["policy_changes"] += after.policy != before.policy
     if after.policy != before.policy:
         log.info("policy %s is in charge, it was %s: ranking %d objects", after.policy, before.policy, after.objects)
+    if after.is_adaptive != before.is_adaptive:
+        log.info("the store %s", "chooses by its ghosts" if after.is_adaptive else "stays with what was chosen")
     if after.keep_seconds != before.keep_seconds:
         log.info("keep_seconds is %g, it was %g", after.keep_seconds, before.keep_seconds)
     if (after.placement, after.replay) != (before.placement, before.replay):
@@ -86,7 +104,7 @@ def in_words(found: Choices) -> str:
     return f"{found.placement} {'with' if found.replay else 'without'} replay"
 
 
-def go_on(kept: Kept, seconds: float) -> Choices:
+def go_on(kept: Kept, steering: Steering, seconds: float) -> Choices:
     """Move objects to the order of the policy in charge, for so long at most.
 
     Between two holds the lock is free for as long as it was held: Python's locks know no queue, and who waits for one
@@ -98,7 +116,7 @@ def go_on(kept: Kept, seconds: float) -> Choices:
             began = time.monotonic()
             was_changing = kept.planner.left_to_move > 0
             kept.planner.change_some(MOVES_A_HOLD)
-            now = choices(kept)
+            now = choices(kept, steering)
         took = time.monotonic() - began
         if was_changing and not now.left_to_move:
             log.info("policy %s ranks all %d objects", now.policy, now.objects)

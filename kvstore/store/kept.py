@@ -22,6 +22,7 @@ from kvstore.core.keys import PAGE_BYTES, BlockKey, Tier
 from kvstore.core.planner import Planner
 from kvstore.core.policies import policy_named
 from kvstore.core.settings import Settings
+from kvstore.core.shadows import variants_for
 from kvstore.store.lock import MeasuredLock
 from kvstore.store.mover import Described, Mover
 from kvstore.store.rates import Rates
@@ -52,12 +53,13 @@ class Kept:
         self.clock, self.wall = clock, wall
         self.lock = MeasuredLock()
         self.changed = threading.Condition(cast(threading.Lock, self.lock))  # it calls nothing else of a lock
+        first = variants_for(config.policy, config.keep_seconds)[0]
         self.planner = Planner(
             Settings(
                 host_bytes=config.host_bytes,
                 disk_bytes=disk.segment_count * (segment_bytes or 0) if disk is not None else 0,
                 placement=config.placement,
-                keep_seconds=config.keep_seconds,
+                keep_seconds=first.keep_seconds,
                 disk_admission=config.disk_admission,
                 disk_write_bytes_per_day=config.disk_write_bytes_per_day,
                 lives=config.lives,
@@ -65,7 +67,7 @@ class Kept:
                 curves=True,
                 segment_bytes=segment_bytes,
             ),
-            policy_named(config.policy),
+            policy_named(first.policy),
             first_generation=disk.recovered.next_generation if disk is not None else 1,
         )
         self.handoffs = Handoffs(config.handoff_bytes)

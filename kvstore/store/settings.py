@@ -25,8 +25,8 @@ class StoreConfig:
     disk_bytes: int = 0
     segment_bytes: int | None = None
     placement: Placement = DEFAULT_PLACEMENT
-    policy: str = "lru"  # of eviction, by its name in core/policies
-    keep_seconds: float = 0.0  # `core/settings.py`
+    policy: str = "lru"  # of eviction, by its name in core/policies; "adaptive": the store chooses (`core/shadows.py`)
+    keep_seconds: float | None = 0.0  # `core/settings.py`; None: the store chooses
     lives: Lives = field(default_factory=Lives)  # of classes of objects
     codec: Codec = Codec.RAW  # of frames on disk
     disk_admission: DiskAdmission = DiskAdmission.ALL

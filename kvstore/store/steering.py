@@ -37,9 +37,9 @@ class Steering:
     def is_adaptive(self) -> bool:
         return len(self._allowed) > 1
 
-    def allow(self, policy: str, keep_seconds: float | None) -> None:
-        """An operator decided: adapt among these from now on, or stay with the one. It is in charge already."""
-        self._allowed = variants_for(policy, keep_seconds)
+    def allow(self, variants: tuple[Variant, ...]) -> None:
+        """An operator decided: choose among these from now on, or stay with the one; the planner has one of them."""
+        self._allowed = variants
         planner = self._kept.planner
         now = Variant(planner.policy, planner.settings.keep_seconds)
         if now != self.shadows.charge:

@@ -38,6 +38,7 @@ from kvstore.store.recovery import check_secret, restore
 from kvstore.store.reports import MoverReports
 from kvstore.store.settings import StoreConfig
 from kvstore.store.staged import StagedObject, StagedOutcome, StagedPuts
+from kvstore.store.steering import Steering
 from kvstore.store.uploads import Uploads
 from kvstore.tiers.disk import DiskTier
 from kvstore.tiers.host import HostTier, region_file_bytes
@@ -61,6 +62,7 @@ class Store:
         self._staged = StagedPuts(self._uploads)
         self._locating = Locating(kept)
         self._persisted_at = kept.clock()
+        self._steering = Steering(kept, kept.config.policy, kept.config.keep_seconds)
         kept.mover = Mover(kept.host, kept.disk, self._reports, kept.config.codec, kept.config.promote_threads)
 
     @classmethod
@@ -263,15 +265,15 @@ class Store:
     def choices(self) -> Choices:
         """The policy in charge, and what else an operator can change while the store runs."""
         with self._kept.lock:
-            return choices(self._kept)
+            return choices(self._kept, self._steering)
 
     def change(self, wishes: Wishes, seconds: float) -> tuple[Choices, Choices]:
         """Change it; what was before, and what is after so many seconds at most. Ticks finish a changeover.
 
         Raises InvalidInput, and then nothing was changed.
         """
-        before, after = change(self._kept, wishes)
-        return before, go_on(self._kept, seconds) if after.left_to_move else after
+        before, after = change(self._kept, self._steering, wishes)
+        return before, go_on(self._kept, self._steering, seconds) if after.left_to_move else after
 
     def status(self) -> StoreStatus:
         """Figures for operators."""
@@ -302,7 +304,8 @@ class Store:
         if self._kept.unnamed:
             self._names.save_names()
         if is_changing:
-            go_on(self._kept, CHANGEOVER_SECONDS)
+            go_on(self._kept, self._steering, CHANGEOVER_SECONDS)
+        self._steering.follow()
         if is_due:
             self._persist_recency()
 

@@ -694,6 +694,11 @@ class PolicyInCharge(_message.Message):
     REPLAY_FIELD_NUMBER: _builtins.int
     OBJECTS_FIELD_NUMBER: _builtins.int
     LEFT_TO_MOVE_FIELD_NUMBER: _builtins.int
+    IS_ADAPTIVE_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    FOLLOWED_FIELD_NUMBER: _builtins.int
+    SAMPLE_RATE_FIELD_NUMBER: _builtins.int
+    LAST_CHANGE_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     """Of eviction, such as "lru"."""
     keep_seconds: _builtins.float
@@ -704,6 +709,17 @@ class PolicyInCharge(_message.Message):
     objects: _builtins.int
     left_to_move: _builtins.int
     """Of these, objects that are still ranked by the policy that was in charge before."""
+    is_adaptive: _builtins.bool
+    """The store chooses policy and admission by its ghosts: SetPolicy "adaptive"."""
+    followed: _builtins.int
+    """Lookups that the ghosts followed since the start, and the share of the sessions that they follow."""
+    sample_rate: _builtins.float
+    last_change: _builtins.str
+    """What took over by itself last, and why; empty: nothing did."""
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___VariantScore]:
+        """What ghost stores of other policies and admission resume of the traffic, the best first."""
+
     def __init__(
         self,
         *,
@@ -713,14 +729,48 @@ class PolicyInCharge(_message.Message):
         replay: _builtins.bool = ...,
         objects: _builtins.int = ...,
         left_to_move: _builtins.int = ...,
+        is_adaptive: _builtins.bool = ...,
+        scores: _abc.Iterable[Global___VariantScore] | None = ...,
+        followed: _builtins.int = ...,
+        sample_rate: _builtins.float = ...,
+        last_change: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_seconds", b"keep_seconds", "left_to_move", b"left_to_move", "objects", b"objects", "placement", b"placement", "policy", b"policy", "replay", b"replay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["followed", b"followed", "is_adaptive", b"is_adaptive", "keep_seconds", b"keep_seconds", "last_change", b"last_change", "left_to_move", b"left_to_move", "objects", b"objects", "placement", b"placement", "policy", b"policy", "replay", b"replay", "sample_rate", b"sample_rate", "scores", b"scores"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PolicyInCharge: _TypeAlias = PolicyInCharge  # noqa: Y015
+
+@_typing.final
+class VariantScore(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    KEEP_SECONDS_FIELD_NUMBER: _builtins.int
+    RESUMED_SHARE_FIELD_NUMBER: _builtins.int
+    IS_IN_CHARGE_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    keep_seconds: _builtins.float
+    resumed_share: _builtins.float
+    """Share of the tokens that were asked for lately."""
+    is_in_charge: _builtins.bool
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+        keep_seconds: _builtins.float = ...,
+        resumed_share: _builtins.float = ...,
+        is_in_charge: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_in_charge", b"is_in_charge", "keep_seconds", b"keep_seconds", "policy", b"policy", "resumed_share", b"resumed_share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VariantScore: _TypeAlias = VariantScore  # noqa: Y015
 
 @_typing.final
 class GetPolicyRequest(_message.Message):
