@@ -254,13 +254,18 @@ class Contents:
 class Namespace:
     """One tenant's blocks of one layout."""
 
-    def __init__(self, name: bytes, root: bytes, layout: ModelLayout, slot_pages: int) -> None:
-        """`slot_pages` 0: there are no slots, an object takes its bytes (`ideal.py`)."""
+    def __init__(self, name: bytes, root: bytes, layout: ModelLayout, slot_pages: int, as_slot_pages: int = 0) -> None:
+        """`slot_pages` 0: there are no slots, an object takes its bytes (`ideal.py`), or as many as in slots of
+        `as_slot_pages`."""
         self.name = name  # namespace id, 32 bytes
         self.layout = layout
         self.slot_pages = slot_pages  # host slots, in pages
         whole = max(slot_pages * PAGE_BYTES, 0) or max(group.nbytes for group in layout.groups)
         self.cuts = tuple(cut_points(group, whole) for group in layout.groups)
+        as_slot = as_slot_pages * PAGE_BYTES
+        self._bytes_taken = tuple(
+            len(cut_points(group, as_slot)) * as_slot if as_slot else group.nbytes for group in layout.groups
+        )
         self.root = Node(self, root, None, -1)
         self.nodes: dict[bytes, Node] = {}
         self.contents = Contents()
@@ -270,7 +275,7 @@ class Namespace:
 
     def slots_needed(self, group: int) -> int:
         """Slots of one object on the host; bytes where there are no slots."""
-        return len(self.cuts[group]) if self.slot_pages else self.layout.groups[group].nbytes
+        return len(self.cuts[group]) if self.slot_pages else self._bytes_taken[group]
 
     def add_node(self, prefix: bytes, parent: Node) -> Node:
         node = self.nodes[prefix] = Node(self, prefix, parent, parent.block + 1)

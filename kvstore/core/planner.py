@@ -107,7 +107,9 @@ class Planner:
         if name not in self.namespaces:
             is_ideal = self.settings.ideal_space
             pages = 0 if is_ideal else slot_pages(layout.rows.nbytes, self.spaces[Tier.HOST].region_pages)
-            self.namespaces[name] = Namespace(name, root, layout, pages)
+            as_pages = self.settings.as_region_pages
+            as_slot_pages = slot_pages(layout.rows.nbytes, as_pages) if is_ideal and as_pages else 0
+            self.namespaces[name] = Namespace(name, root, layout, pages, as_slot_pages)
             self._costs[name] = CostModel.of(layout)
             if self.curves is not None:
                 self.curves.open(name, layout.block_tokens, work_of(self._costs[name], layout.block_tokens))

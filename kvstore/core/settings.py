@@ -28,6 +28,7 @@ class Settings:
     disk_write_bytes_per_day: int = 0  # budget of frames' bytes; 0: none
     lives: Lives = field(default_factory=Lives)  # of classes of objects
     ideal_space: bool = False  # objects take their bytes and no slots (ideal.py): to compare with textbook caches
+    as_region_pages: int = 0  # with ideal space: they take as many bytes as in slots of a store with such regions
     curves: bool = False  # keep live miss-ratio curves (curves.py)
     segment_bytes: int | None = None  # disk segment; None: 1/64 of the tier, at least 16 MiB where that fits four times
 

@@ -36,6 +36,7 @@ def test_it_shows_changes_and_says_what_was_before(address):
         "placement     ends+junctions",
         "replay        true",
         "it ranks all 5 objects",
+        "the store chooses by itself",
     ]
     said = run("policy", "arc", "--keep-seconds", "60", "--connect", address)
     assert said.stdout.splitlines() == [
@@ -88,5 +89,5 @@ def test_errors_are_one_sentence(address, tmp_path):
 def test_a_changeover_that_is_not_over_is_told():
     now = pb.PolicyInCharge(policy="arc", placement="ends", objects=1_000_000, left_to_move=400_000)
     told_of = "400000 of 1000000 objects are still ranked by the policy before: ask again"
-    assert list(shown(now))[-1] == told_of
+    assert told_of in list(shown(now))
     assert told_of in list(told(pb.SetPolicyResponse(before=pb.PolicyInCharge(policy="lru"), now=now)))

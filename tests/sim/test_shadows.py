@@ -58,7 +58,7 @@ def without_outputs(trace: Trace) -> Trace:
 def test_the_ghost_of_what_is_in_charge_finds_what_the_store_finds(name: str, charge: Variant) -> None:
     """With breakpoints, branches and evictions: so a ghost of another variant can be believed."""
     trace = without_outputs(trace_of(workload_named(name), 3, 150))
-    shadows = Shadows(Settings(host_bytes=256 * MIB), (LRU,), charge, sample_blocks=1 << 30)
+    shadows = Shadows(Settings(host_bytes=256 * MIB, ideal_space=True), (LRU,), charge, sample_blocks=1 << 30)
     run = followed(trace, 256 * MIB, shadows, policy=charge.policy, keep_seconds=charge.keep_seconds)
     assert run.planner.counts.evicted, "memory is short"
     found = run.planner.counts.hit_tokens
@@ -71,12 +71,12 @@ def test_the_ghost_of_what_is_in_charge_finds_what_the_store_finds(name: str, ch
 def test_ghosts_keep_what_is_put_behind_a_prompt(name: str) -> None:
     """Nearly to the token: it makes room for a prompt when that is asked for, and for the output when that is put."""
     trace = trace_of(workload_named(name), 3, 150)
-    shadows = Shadows(Settings(host_bytes=8192 * MIB), (LRU,), LRU, sample_blocks=1 << 30)
+    shadows = Shadows(Settings(host_bytes=8192 * MIB, ideal_space=True), (LRU,), LRU, sample_blocks=1 << 30)
     run = followed(trace, 8192 * MIB, shadows)
     assert not run.planner.counts.evicted[Tier.HOST], "all of it fits"
     assert resumed_tokens(shadows, LRU) == run.planner.counts.hit_tokens > 0
     assert shadows.ghost(LRU).rehearsal.planner.snapshot() == run.planner.snapshot()
-    short = Shadows(Settings(host_bytes=256 * MIB), (LRU,), LRU, sample_blocks=1 << 30)
+    short = Shadows(Settings(host_bytes=256 * MIB, ideal_space=True), (LRU,), LRU, sample_blocks=1 << 30)
     found = followed(trace, 256 * MIB, short).planner.counts.hit_tokens
     assert abs(resumed_tokens(short, LRU) - found) <= 0.02 * found
 
@@ -151,7 +151,7 @@ def test_no_kind_of_request_pays_for_the_others() -> None:
 def test_a_large_store_is_followed_by_whole_sessions() -> None:
     """Of 400 sessions about the sampled share is followed, each with all its turns."""
     layout = sim_layout("plain:1", 128)
-    shadows = Shadows(Settings(host_bytes=4096 * 128), (LRU,), LRU, sample_blocks=1024)
+    shadows = Shadows(Settings(host_bytes=4096 * 128, ideal_space=True), (LRU,), LRU, sample_blocks=1024)
     shadows.open(NAMESPACE, ROOT, layout)
     shadows.work()
     assert shadows.rate == 0.25
@@ -222,3 +222,16 @@ def test_what_may_be_in_charge_follows_from_what_the_operator_fixed() -> None:
     assert variants_for("gdsf", None) == (Variant("gdsf"),) and variants_for("lru", 7.0) == (Variant("lru", 7.0),)
     with pytest.raises(ConfigError, match="adaptiv"):
         variants_for("adaptiv", None)
+
+
+def test_ghosts_of_a_store_with_slots_pay_for_them() -> None:
+    """A row of 128 bytes takes a page there: a ghost that took 128 bytes would hold 32 times as much."""
+    layout = sim_layout("plain:1", 128)
+    shadows = Shadows(Settings(host_bytes=1 << 20), (LRU,), LRU, sample_blocks=1 << 30)
+    run = Simulation(128, SimSettings(layout, 1 << 20))
+    run.planner.watch(shadows)
+    for request in looping(2, 100, 10):
+        run.step(request)
+        shadows.work()
+    ghost = shadows.ghost(LRU).rehearsal.planner
+    assert run.planner.counts.evicted[Tier.HOST] and len(ghost) == len(run.planner) == 256
