@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 from kvstore.core.fingerprint import nearest_differing
 from kvstore.core.ghosts import Ghost, Ghosts, Owner
@@ -16,20 +16,13 @@ from kvstore.core.index import Entry, Namespace, Node, ObjectClass
 from kvstore.core.keys import BlockKey, Tier
 from kvstore.core.match import MissReason
 from kvstore.core.misses import LastLookup, namesakes
-from kvstore.core.policy import Order
+from kvstore.core.policy import Order, Placed
 from kvstore.core.room import TIERS, Room
 
 MAX_BELOW = 4096  # blocks looked at for the deepest continuation: some 2 ms
 MAX_CLASSED = 4096  # blocks of a chain that are counted by class
 MAX_RANKED = 1 << 16  # candidates that are compared for one place
 MAX_STATE_PROBES = 256  # boundaries asked about for a state that was there
-
-
-@runtime_checkable
-class Placed(Protocol):
-    """An order that can say how many candidates go before one of them, in time linear in all."""
-
-    def ahead_of(self, key: BlockKey) -> int: ...
 
 
 class Place(NamedTuple):

@@ -81,7 +81,7 @@ class Facts(NamedTuple):
 class Entry:
     """One object: its facts, its copies, and who holds on to it."""
 
-    __slots__ = ("disk", "facts", "host", "last_used", "leases", "node", "pins", "turn", "uses")
+    __slots__ = ("disk", "facts", "host", "is_fading", "last_used", "leases", "node", "pins", "turn", "uses")
 
     def __init__(self, node: Node, facts: Facts, now: float) -> None:
         self.node = node
@@ -90,6 +90,7 @@ class Entry:
         self.disk: Held | None = None
         self.leases = 0
         self.pins = 0
+        self.is_fading = False  # it goes before what is not, until it is used again (`fading.py`)
         self.last_used = now
         self.uses = 0  # requests that named it, or what stood on it while it was there
         self.turn = 0  # of the session that announced it

@@ -6,6 +6,8 @@ ends         the last boundary below the prompt's end, so that the same prompt s
              at or before the end of output; each breakpoint of the request
 ends+junctions   the same, and where a request leaves a chain that others share: the deepest stored rows, where they
              reach beyond the best resume point. At first sight: the next request that leaves there resumes there
+adaptive     the same; where memory is free, more in between that go first (`speculation.py`); and those that later ones
+             made superfluous fade
 none         nowhere
 """
 
@@ -24,6 +26,7 @@ class PlacementKind(Enum):
     INTERVAL = "interval"
     ENDS = "ends"
     JUNCTIONS = "ends+junctions"
+    ADAPTIVE = "adaptive"
     NONE = "none"
 
 
@@ -31,7 +34,7 @@ class PlacementKind(Enum):
 class Placement:
     """Where states are taken, and whether a missing one may be rebuilt by replay."""
 
-    kind: PlacementKind = PlacementKind.JUNCTIONS
+    kind: PlacementKind = PlacementKind.ADAPTIVE
     interval_tokens: int = 0
     replay: bool = True
 
@@ -57,6 +60,10 @@ class Placement:
         is_interval = self.kind is PlacementKind.INTERVAL
         return f"{self.kind.value}:{self.interval_tokens}" if is_interval else self.kind.value
 
+    @property
+    def is_adaptive(self) -> bool:
+        return self.kind is PlacementKind.ADAPTIVE
+
     def snapshots(
         self, *, above_tokens: int, rows_tokens: int, prompt_tokens: int, breakpoints: Sequence[int], alignment: int
     ) -> Snapshots:
@@ -72,7 +79,7 @@ class Placement:
             return Snapshots(every=-(-self.interval_tokens // alignment) * alignment)
         wanted = {_aligned(prompt_tokens - 1, alignment)}
         wanted |= {_aligned(point, alignment) for point in breakpoints if point <= prompt_tokens}
-        if self.kind is PlacementKind.JUNCTIONS:
+        if self.kind in (PlacementKind.JUNCTIONS, PlacementKind.ADAPTIVE):
             wanted.add(_aligned(rows_tokens, alignment))
         at = sorted(tokens for tokens in wanted if tokens > above_tokens)
         return Snapshots(at=tuple(at[-MAX_SNAPSHOTS:]), at_output_end=True)

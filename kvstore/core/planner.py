@@ -43,8 +43,10 @@ from kvstore.core.reserving import Reserving, Writing
 from kvstore.core.room import Room
 from kvstore.core.settings import Counts, Settings, segment_pages
 from kvstore.core.space import Space, class_pages, region_pages, slot_pages
+from kvstore.core.speculation import speculative_boundaries
 from kvstore.core.watching import Watcher
 
+MAX_SPECULATIVE = 8192  # boundaries that were asked for and not put yet
 MAX_SESSIONS = 65536  # remembered sessions; the oldest is forgotten
 MOVES_A_TICK = 64  # objects, under 1 ms: a changeover ends where nobody else calls `change_some`
 # A tool call that takes longer may find its chain evicted again, or nobody left: promoting for it would push others
@@ -78,6 +80,7 @@ class Planner:
         self._reserving = Reserving(
             self._room, self._copies, self._lifetimes, self.classes, first_generation, settings.keep_seconds
         )
+        self._reserving.fades_superseded = settings.placement.is_adaptive
         self._costs: dict[bytes, CostModel | None] = {}
         self._watcher: Watcher | None = None
         self._sessions: dict[tuple[bytes, str], bytes] = {}  # the deepest block that was found, by prefix
@@ -150,6 +153,7 @@ class Planner:
     def set_placement(self, placement: Placement) -> None:
         """Which states are asked for from now on; those that are there stay."""
         self.settings = replace(self.settings, placement=placement)
+        self._reserving.fades_superseded = placement.is_adaptive
 
     def watch(self, watcher: Watcher) -> None:
         """Tell it of every lookup and of every announcement from now on."""
@@ -234,6 +238,8 @@ class Planner:
         """Match a chain, lease what the plan needs, promote what of it is cold."""
         found = find(self.namespaces[name], request, self.settings.placement, self._costs[name])
         match = self._judged(name, request, found, now)
+        if self.settings.placement.is_adaptive:
+            match = self._speculate(name, request, match)
         self.counts.lookups += 1
         self.counts.asked_tokens += request.prompt_tokens
         self.counts.hit_tokens += match.plan.tokens
@@ -485,6 +491,23 @@ class Planner:
         self.misses.ghosts.now = now
         reason = self.misses.judge(request, found, self.namespaces[name], self.namespaces.values())
         return found.match if reason is found.match.reason else replace(found.match, reason=reason)
+
+    def _speculate(self, name: bytes, request: Request, match: Match) -> Match:
+        """More snapshots, where there is room that nobody needs."""
+        namespace, space = self.namespaces[name], self.spaces[Tier.HOST]
+        spare = space.room(name, namespace.slot_pages) * (namespace.slot_pages * PAGE_BYTES or 1)
+        extra = speculative_boundaries(namespace.layout, match, request.prompt_tokens, spare)
+        known = self._reserving.speculative
+        for tokens in extra:
+            index = tokens // namespace.layout.block_tokens - 1 - request.chain.first_block
+            if 0 <= index < request.chain.blocks:
+                known[request.chain.hash_at(index)] = True
+        while len(known) > MAX_SPECULATIVE:
+            del known[next(iter(known))]
+        if not extra:
+            return match
+        at = tuple(sorted((*match.snapshots.at, *extra)))
+        return replace(match, snapshots=match.snapshots._replace(at=at))
 
     def _remember(self, name: bytes, session: str, node: Node) -> None:
         if not session:

@@ -10,7 +10,7 @@ A new policy is one file in `policies/`, one line in `policies/__init__.py` and 
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from kvstore.core.index import Entry
 from kvstore.core.keys import BlockKey
@@ -48,6 +48,14 @@ class Order(Protocol):
 
     def __len__(self) -> int:
         """Candidates."""
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """An order that can say how many candidates go before one of them, in time linear in all."""
+
+    def ahead_of(self, key: BlockKey) -> int | None:
+        """None where it turns out that it cannot."""
 
 
 class Policy(Protocol):

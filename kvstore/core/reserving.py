@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 
 from kvstore.core.actions import Action
 from kvstore.core.classes import Classes, announced_class, is_shared, output_is_awaited, owner_of
+from kvstore.core.climb import with_states
 from kvstore.core.copies import Copies
 from kvstore.core.index import CopyStatus, Entry, Facts, Held, Namespace, Node, ObjectClass
 from kvstore.core.keys import BlockKey, Chain, Tier
@@ -14,6 +16,8 @@ from kvstore.core.lineage import child_lineage
 from kvstore.core.match import Hints
 from kvstore.core.reserve import ObjectSpec, ReserveStatus
 from kvstore.core.room import Room
+
+MOST_WALKED = 64  # boundaries with states that are looked at for what a new one makes superfluous
 
 
 @dataclass(slots=True)
@@ -47,6 +51,8 @@ class Reserving:
         first_generation: int,
         keep_seconds: float = 0.0,
     ) -> None:
+        self.fades_superseded = False
+        self.speculative: dict[bytes, bool] = {}  # boundaries whose states were asked for because there was room
         self.generation = first_generation  # of the next object; never given twice, also across restarts
         self._room = room
         self._copies = copies
@@ -92,7 +98,7 @@ class Reserving:
             return
         if self.keep_seconds and self._room.spaces[Tier.HOST].room(namespace.name, namespace.slot_pages) < count:
             victim = self._room.next_victim(Tier.HOST, namespace.name)
-            if victim is not None and not victim.is_ready(Tier.DISK):
+            if victim is not None and not victim.is_fading and not victim.is_ready(Tier.DISK):
                 writing.is_admitted = writing.now - victim.last_used >= self.keep_seconds
         if writing.is_admitted:
             self._copies.host_room(namespace, count, last.rows, writing.actions)
@@ -153,7 +159,10 @@ class Reserving:
         self.generation += 1
         entry = Entry(node, facts, writing.now)
         entry.turn = writing.hints.turn
+        entry.is_fading = not entry.is_rows and self.speculative.pop(node.prefix, False)
         self._add(entry, count)
+        if self.fades_superseded and not entry.is_rows:
+            self._fade_superseded(entry)
         return ReserveStatus.WANTED, facts
 
     def _class_of(self, writing: Writing, spec: ObjectSpec) -> ObjectClass:
@@ -168,7 +177,25 @@ class Reserving:
         if self._room.spaces[Tier.HOST].room(namespace.name, namespace.slot_pages) >= count:
             return True
         victim = self._room.next_victim(Tier.HOST, namespace.name)
-        return victim is not None and victim.facts.object_class is ObjectClass.SCRATCH
+        return victim is not None and (victim.is_fading or victim.facts.object_class is ObjectClass.SCRATCH)
+
+    def _fade_superseded(self, new: Entry) -> None:
+        """States two requests older than this one on its path, where nothing branches off: they fade a request late.
+
+        Not at once: the last request may be asked again, and a turn that is taken back resumes before it.
+        """
+        generations = 0
+        written_at = new.facts.written_at
+        for node in islice(with_states(new.node), MOST_WALKED):
+            for state in node.states:
+                if state.facts.written_at != written_at:
+                    written_at = state.facts.written_at
+                    generations += 1
+                if generations > 2 or state.is_fading:
+                    return
+                is_junction = len(node.children()) > 1
+                if generations == 2 and not is_junction and state.facts.object_class is ObjectClass.SESSION:
+                    self._room.fade(state)
 
     def _known(self, entry: Entry | None, is_same: bool, now: float) -> ReserveStatus:
         """The object is stored, or on its way: from the same run or from another?"""

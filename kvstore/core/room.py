@@ -12,10 +12,12 @@ Leases and pins hold an object's copies on every tier; ancestors are held by the
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator
 
 from kvstore.core.actions import Drop
 from kvstore.core.changing import Changing
+from kvstore.core.fading import FadingFirst
 from kvstore.core.index import CopyStatus, Entry, Held, Node, attach_copy, detach_copy
 from kvstore.core.keys import BlockKey, Tier
 from kvstore.core.policy import Order, Policy
@@ -100,12 +102,19 @@ class Room:
         self._order(tier, self.owner(entry, tier)).admitted(entry)
 
     def used(self, entry: Entry) -> None:
-        """A request used it, at `entry.last_used`."""
+        """A request used it, at `entry.last_used`: if it was fading, it is wanted again."""
+        entry.is_fading = False
         for tier, held in entry.copies():
             self.spaces[tier].touch(held.slots, entry.last_used)
             if tier is Tier.HOST or held.slots:
                 self._order(tier, self.owner(entry, tier)).used(entry)
         self.review_all((entry,))
+
+    def fade(self, entry: Entry) -> None:
+        """Little would be lost with it: it goes before everything that does not fade, until it is used."""
+        if not entry.is_fading:
+            entry.is_fading = True
+            self.review_all((entry,))
 
     def review(self, entry: Entry) -> None:
         """Offer the entry's copies to the policy, or take the offer back, after anything about it changed."""
@@ -175,7 +184,7 @@ class Room:
             return False
         while (missing := count - space.room(owner, slot_pages)) > 0:
             first = self._order(tier, owner).first()
-            colder_than = self._entries[first].last_used if first is not None else None
+            colder_than = self._coldness(self._entries[first]) if first is not None else None
             region = self._coldest_foreign(tier, owner, colder_than)
             if self._making != (tier, owner):  # else the same tuple: whoever compares it does so for each object
                 self._making = (tier, owner)
@@ -261,7 +270,7 @@ class Room:
         """
         self.policy = policy
         for (tier, pool), order in self._orders.items():
-            new = policy.order(self.spaces[tier].capacity_bytes)
+            new = FadingFirst(policy.order(self.spaces[tier].capacity_bytes))
             self._orders[tier, pool] = Changing(order, new, lambda key: _last_used(self._entries[key]))
         self._to_move = list(reversed(self._entries))  # what came first moves first: parents, and the old in FIFOs
         self.change_some(0)
@@ -299,7 +308,7 @@ class Room:
         name = (tier, space.pool(owner))
         order = self._orders.get(name)
         if order is None:
-            order = self._orders[name] = self.policy.order(space.capacity_bytes)
+            order = self._orders[name] = FadingFirst(self.policy.order(space.capacity_bytes))
         return order
 
     def _choose(self, tier: Tier, owner: Hashable, missing: int) -> list[Entry] | None:
@@ -339,6 +348,11 @@ class Room:
         for entry in chosen:
             self.review(entry)
         return None
+
+    @staticmethod
+    def _coldness(entry: Entry) -> float:
+        """Of a next victim, to compare with other owners': nobody else's is given up before what fades."""
+        return -math.inf if entry.is_fading else entry.last_used
 
     def _slots(self, entry: Entry, tier: Tier, pool: Hashable) -> Iterator[int]:
         goes = (entry, *entry.node.states) if entry.is_rows else (entry,)
