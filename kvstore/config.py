@@ -20,7 +20,7 @@ machine's memory (host) or of the filesystem (disk).
     write_bytes_per_day = "0"                    # such as "5TB"; 0: as much as comes
 
     [match]
-    placement = "ends+junctions"                 # every, interval:N, ends, none
+    placement = "adaptive"                       # every, interval:N, ends, ends+junctions, none
     replay = true
     lease_seconds = 30.0
 
@@ -188,7 +188,7 @@ def _read(settings: _Settings) -> Config:
     replay = settings.flag("match.replay", True)
     match = MatchConfig(
         placement=settings.checked(
-            "match.placement", lambda: Placement.parse(settings.text("match.placement", "ends+junctions"), replay)
+            "match.placement", lambda: Placement.parse(settings.text("match.placement", "adaptive"), replay)
         ),
         lease_seconds=settings.number("match.lease_seconds", 30.0, 1.0, 3600.0),
     )

@@ -55,7 +55,7 @@ def test_without_a_file_everything_has_a_default():
     config = load_config()
     assert config.listen == DEFAULT_LISTEN
     assert (config.disk, config.secret_file) == (None, None)
-    assert config.match.placement == Placement.parse("ends+junctions")
+    assert config.match.placement == Placement.parse("adaptive")
     assert config.evict.policy == "adaptive" and config.evict.keep_seconds is None
     assert (config.lives.scratch, config.lives.session, config.lives.shared) == (600.0, None, None)
     assert config.host.bytes == 1 << 30

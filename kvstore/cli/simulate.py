@@ -69,7 +69,7 @@ def simulate_command(
         float | None, typer.Option(min=1.0, help="a worker's prefill speed: plans are priced as the daemon prices them")
     ] = None,
     placement: Annotated[
-        str, typer.Option(help="where states are taken: every, interval:N, ends, ends+junctions, none")
+        str, typer.Option(help="where states are taken: every, interval:N, ends, ends+junctions, adaptive, none")
     ] = placement_name(DEFAULT_PLACEMENT),
     replay: Annotated[bool, typer.Option("--replay/--no-replay", help="rebuild a missing state by replay")] = True,
     ideal_space: Annotated[bool, typer.Option("--ideal-space", help="bytes instead of slots")] = False,

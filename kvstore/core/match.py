@@ -45,7 +45,8 @@ class SessionEvent(Enum):
     warm; two of them also bring what is cold of it into host memory, before its next request asks.
 
     OPENED: it resumes now. TOOL_CALL: it waits for a tool, for `expected_gap_seconds` where the worker says so; only
-    a short gap is worth host memory meanwhile. TURN_ENDED: a person may answer, in seconds or never. CLOSED: forget it.
+    a short gap is worth host memory meanwhile. TURN_ENDED: a person may answer, in seconds or never. CLOSED: what only
+    it used goes first from now on.
     """
 
     OPENED = "opened"

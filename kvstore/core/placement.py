@@ -40,7 +40,7 @@ class Placement:
 
     @classmethod
     def parse(cls, text: str, replay: bool = True) -> Placement:
-        """From `every`, `interval:N`, `ends`, `ends+junctions` or `none`.
+        """From `adaptive`, `every`, `interval:N`, `ends`, `ends+junctions` or `none`.
 
         >>> Placement.parse("interval:1024").interval_tokens
         1024
@@ -51,7 +51,9 @@ class Placement:
                 raise ConfigError(f"placement {text!r} names no interval: write interval:N with N tokens")
             return cls(PlacementKind.INTERVAL, int(argument), replay)
         if argument or name not in {kind.value for kind in PlacementKind}:
-            raise ConfigError(f"placement {text!r} is unknown: choose every, interval:N, ends, ends+junctions or none")
+            raise ConfigError(
+                f"placement {text!r} is unknown: choose adaptive, every, interval:N, ends, ends+junctions or none"
+            )
         return cls(PlacementKind(name), 0, replay)
 
     @property

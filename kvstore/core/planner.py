@@ -376,6 +376,7 @@ class Planner:
             return []
         if event is SessionEvent.CLOSED:
             del self._sessions[name, session]
+            self._fade_path(name, prefix)
             return []
         rows = self._room.find(BlockKey(prefix, 0))
         if rows is None or not rows.node.readable:
@@ -385,6 +386,21 @@ class Planner:
         if event is SessionEvent.OPENED or (event is SessionEvent.TOOL_CALL and is_soon):
             return self._copies.promote(rows.node, self._resumable(rows.node))
         return []
+
+    def _fade_path(self, name: bytes, prefix: bytes) -> None:
+        """A session ended: what only it used goes first, from its end up to what others share or branch off from."""
+        node = self.namespaces[name].node(prefix)
+        if node is None or node.children():
+            return  # somebody went on from there
+        while node is not None and node.rows is not None and len(node.children()) <= 1:
+            if node.rows.facts.object_class is not ObjectClass.SESSION:
+                return
+            for entry in (*node.states, node.rows):
+                if entry.is_rows and node.children():
+                    entry.is_fading = True  # no candidate now: there is nothing to rank
+                else:
+                    self._room.fade(entry)
+            node = node.parent
 
     def _resumable(self, node: Node) -> tuple[Entry, ...]:
         """The states of the deepest boundary that can be resumed at or above a block."""

@@ -188,10 +188,12 @@ class Reserving:
         written_at = new.facts.written_at
         for node in islice(with_states(new.node), MOST_WALKED):
             for state in node.states:
+                if state.is_fading:
+                    continue
                 if state.facts.written_at != written_at:
                     written_at = state.facts.written_at
                     generations += 1
-                if generations > 2 or state.is_fading:
+                if generations > 2:
                     return
                 is_junction = len(node.children()) > 1
                 if generations == 2 and not is_junction and state.facts.object_class is ObjectClass.SESSION:

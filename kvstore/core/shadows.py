@@ -359,6 +359,7 @@ def _of_ghosts(settings: Settings, variant: Variant, rate: float) -> Settings:
         disk_bytes=int(settings.disk_bytes * rate),
         placement=settings.placement,
         lease_seconds=settings.lease_seconds,
+        lives=settings.lives,
         keep_seconds=variant.keep_seconds,
         disk_admission=settings.disk_admission,
         disk_write_bytes_per_day=math.ceil(settings.disk_write_bytes_per_day * rate),

@@ -11,7 +11,8 @@ from kvstore.core.layout import ModelLayout
 from kvstore.core.match import Match
 
 SPARE_SHARE = 2  # times what the request puts: whoever comes next finds room, too
-MOST = 16  # a request's snapshots interrupt its prefill
+MOST = 16  # of one request: a snapshot interrupts its prefill ...
+LEAST_STEP = 2048  # ... which engines cut into steps of 2,048 to 8,192 tokens anyway
 
 
 def speculative_boundaries(layout: ModelLayout, match: Match, prompt_tokens: int, spare_bytes: int) -> list[int]:
@@ -24,6 +25,6 @@ def speculative_boundaries(layout: ModelLayout, match: Match, prompt_tokens: int
     rows_bytes = max(prompt_tokens - match.plan.tokens, 0) // layout.block_tokens * layout.rows.nbytes
     needed = rows_bytes + (len(snapshots.at) + 1) * state.nbytes
     budget = min(rows_bytes, spare_bytes - SPARE_SHARE * needed)
-    count = min(MOST, budget // state.nbytes)
+    count = min(MOST, budget // state.nbytes, (end - first) // LEAST_STEP)
     wanted = {first + (end - first) * (number + 1) // (count + 1) // alignment * alignment for number in range(count)}
     return sorted(tokens for tokens in wanted - set(snapshots.at) if first < tokens < end)

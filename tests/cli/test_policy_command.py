@@ -33,7 +33,7 @@ def test_it_shows_changes_and_says_what_was_before(address):
     assert said.stdout.splitlines() == [
         "policy        lru",
         "keep_seconds  0",
-        "placement     ends+junctions",
+        "placement     adaptive",
         "replay        true",
         "it ranks all 5 objects",
         "the store chooses by itself",
@@ -42,7 +42,7 @@ def test_it_shows_changes_and_says_what_was_before(address):
     assert said.stdout.splitlines() == [
         "policy        arc, was lru",
         "keep_seconds  60, was 0",
-        "placement     ends+junctions",
+        "placement     adaptive",
         "replay        true",
         "it ranks all 5 objects",
         'this ends with the daemon: to keep it, put into its config [evict] policy = "arc", [evict] keep_seconds = 60',

@@ -121,7 +121,7 @@ def test_placements_name_their_boundaries_before_the_worker_computes(placement: 
 
 
 def test_snapshots_below_the_resume_point_are_not_asked_for() -> None:
-    bench = Bench()
+    bench = Bench(placement=Placement.parse("ends+junctions"))
     bench.put("a", 4, states=(3,))
     assert bench.lookup("a", 7, prompt=1000, breakpoints=(512,)).snapshots.at == (896,)
 

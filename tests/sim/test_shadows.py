@@ -12,6 +12,7 @@ from kvstore.core.errors import ConfigError
 from kvstore.core.keys import HASH_BYTES, Chain, Tier
 from kvstore.core.match import Hints, InferenceMode
 from kvstore.core.matching import Request
+from kvstore.core.placement import Placement
 from kvstore.core.popular import Popular
 from kvstore.core.settings import Settings
 from kvstore.core.shadows import (
@@ -30,13 +31,16 @@ from kvstore.sim.trace import Trace, TraceRequest
 from kvstore.sim.workloads import trace_of, workload_named
 
 MIB = 1 << 20
+JUNCTIONS = Placement.parse("ends+junctions")  # adaptive placement looks at free room, which outputs fill a step later
 LRU, ARC, KEEP = Variant("lru"), Variant("arc"), Variant("lru", 120.0)
 
 
 def followed(trace: Trace, host_bytes: int, shadows: Shadows, **more: object) -> Simulation:
     """A live store with shadows that work after each request; nobody takes over."""
     layout = sim_layout("v4-flash", trace.block_tokens)
-    run = Simulation(trace.block_tokens, SimSettings(layout, host_bytes, is_ideal_space=True, **more))  # type: ignore[arg-type]
+    run = Simulation(
+        trace.block_tokens, SimSettings(layout, host_bytes, is_ideal_space=True, placement=JUNCTIONS, **more)
+    )  # type: ignore[arg-type]
     run.planner.watch(shadows)
     for request in trace.requests:
         run.step(request)
@@ -58,7 +62,9 @@ def without_outputs(trace: Trace) -> Trace:
 def test_the_ghost_of_what_is_in_charge_finds_what_the_store_finds(name: str, charge: Variant) -> None:
     """With breakpoints, branches and evictions: so a ghost of another variant can be believed."""
     trace = without_outputs(trace_of(workload_named(name), 3, 150))
-    shadows = Shadows(Settings(host_bytes=256 * MIB, ideal_space=True), (LRU,), charge, sample_blocks=1 << 30)
+    shadows = Shadows(
+        Settings(host_bytes=256 * MIB, ideal_space=True, placement=JUNCTIONS), (LRU,), charge, sample_blocks=1 << 30
+    )
     run = followed(trace, 256 * MIB, shadows, policy=charge.policy, keep_seconds=charge.keep_seconds)
     assert run.planner.counts.evicted, "memory is short"
     found = run.planner.counts.hit_tokens
@@ -71,12 +77,16 @@ def test_the_ghost_of_what_is_in_charge_finds_what_the_store_finds(name: str, ch
 def test_ghosts_keep_what_is_put_behind_a_prompt(name: str) -> None:
     """Nearly to the token: it makes room for a prompt when that is asked for, and for the output when that is put."""
     trace = trace_of(workload_named(name), 3, 150)
-    shadows = Shadows(Settings(host_bytes=8192 * MIB, ideal_space=True), (LRU,), LRU, sample_blocks=1 << 30)
+    shadows = Shadows(
+        Settings(host_bytes=8192 * MIB, ideal_space=True, placement=JUNCTIONS), (LRU,), LRU, sample_blocks=1 << 30
+    )
     run = followed(trace, 8192 * MIB, shadows)
     assert not run.planner.counts.evicted[Tier.HOST], "all of it fits"
     assert resumed_tokens(shadows, LRU) == run.planner.counts.hit_tokens > 0
     assert shadows.ghost(LRU).rehearsal.planner.snapshot() == run.planner.snapshot()
-    short = Shadows(Settings(host_bytes=256 * MIB, ideal_space=True), (LRU,), LRU, sample_blocks=1 << 30)
+    short = Shadows(
+        Settings(host_bytes=256 * MIB, ideal_space=True, placement=JUNCTIONS), (LRU,), LRU, sample_blocks=1 << 30
+    )
     found = followed(trace, 256 * MIB, short).planner.counts.hit_tokens
     assert abs(resumed_tokens(short, LRU) - found) <= 0.02 * found
 
@@ -90,7 +100,9 @@ def looping(rounds: int, documents: int, blocks: int, kind: str = "") -> Iterato
 
 
 def plain_shadows(host_bytes: int, variants: tuple[Variant, ...], charge: Variant) -> Shadows:
-    return Shadows(Settings(host_bytes=host_bytes, ideal_space=True), variants, charge, sample_blocks=1 << 30)
+    return Shadows(
+        Settings(host_bytes=host_bytes, ideal_space=True, placement=JUNCTIONS), variants, charge, sample_blocks=1 << 30
+    )
 
 
 def asked(shadows: Shadows, requests: Iterator[TraceRequest]) -> None:
@@ -151,7 +163,9 @@ def test_no_kind_of_request_pays_for_the_others() -> None:
 def test_a_large_store_is_followed_by_whole_sessions() -> None:
     """Of 400 sessions about the sampled share is followed, each with all its turns."""
     layout = sim_layout("plain:1", 128)
-    shadows = Shadows(Settings(host_bytes=4096 * 128, ideal_space=True), (LRU,), LRU, sample_blocks=1024)
+    shadows = Shadows(
+        Settings(host_bytes=4096 * 128, ideal_space=True, placement=JUNCTIONS), (LRU,), LRU, sample_blocks=1024
+    )
     shadows.open(NAMESPACE, ROOT, layout)
     shadows.work()
     assert shadows.rate == 0.25
@@ -190,7 +204,7 @@ def test_what_does_not_fit_is_not_followed_and_counted() -> None:
 
 
 def test_scores_fade() -> None:
-    ghost = Ghost(LRU, Settings(host_bytes=1 << 20, ideal_space=True))
+    ghost = Ghost(LRU, Settings(host_bytes=1 << 20, ideal_space=True, placement=JUNCTIONS))
     ghost.resumed, ghost.squares = 100.0, 100.0
     for _ in range(HALF_LIFE_REQUESTS):
         ghost.fade(0.5 ** (1 / HALF_LIFE_REQUESTS))
@@ -208,8 +222,10 @@ def test_an_adaptive_store_finds_at_least_what_the_plain_one_does() -> None:
     """A loop larger than memory: a variant that refuses what is new takes over, and a line says why."""
     trace = Trace("loop", 128, list(looping(60, 8, 10)))
     layout = sim_layout("plain:1", 128)
-    plain = simulate(trace, SimSettings(layout, 40 * 128, is_ideal_space=True))
-    adaptive = simulate(trace, SimSettings(layout, 40 * 128, policy="adaptive", is_ideal_space=True))
+    plain = simulate(trace, SimSettings(layout, 40 * 128, is_ideal_space=True, placement=JUNCTIONS))
+    adaptive = simulate(
+        trace, SimSettings(layout, 40 * 128, policy="adaptive", is_ideal_space=True, placement=JUNCTIONS)
+    )
     assert plain.resumed_tokens == 0, "each document went before it came again"
     assert adaptive.resumed_rate > 0.2
     assert len(adaptive.switches) == 1 and "points more than lru" in adaptive.switches[0]
