@@ -1,14 +1,13 @@
 """Hit rates of the daemon's planner on recorded traffic, beside what is possible.
 
-    python bench/hit_rate.py --traces FOLDER [--rows traces,tiers,layouts,workloads] [--json] [--quick]
+    python bench/hit_rate.py --traces FOLDER [--rows traces,tiers,layouts,workloads,switching] [--json] [--quick]
 
 `plain` rows are blocks without states and without slots, a trace's last, partial id counted as a block: what the
 trace's authors and any textbook cache count; `ceiling` is Belady's optimum with bypass of the same size. `v4-flash`
 rows are tokens that need not be computed, as a share of input tokens, in blocks of 512, whole blocks only; `ceiling`
 is the rows-only optimum, which no store can reach that has to keep states as well. `with slots` is the same in real
-regions and slots. `keep_seconds` is an operator's choice and no default: it wins on one trace and loses on the other,
-which is why one tries it first. Rates are counts of one deterministic run, so a row's `runs` is 1; `speed` rows are
-block references a second of one process, medians.
+regions and slots. `adaptive` chooses placement, policy and admission by itself. Rates are counts of one deterministic
+run, so a row's `runs` is 1; `speed` rows are block references a second of one process, medians.
 
 The expected figures are those of other simulations of the same traces: of two independent ones for `plain`, of one for
 `v4-flash`. Traces are named as files; a missing one is left out and said.
@@ -19,15 +18,19 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from harness import Against, Bench, main
 from hit_layouts import layout_rows
+from hit_switching import switching_rows
 from hit_tiers import tier_rows
 from hit_workloads import workload_rows
 
 from kvstore.core.placement import Placement
+from kvstore.core.shadows import ADAPTIVE
+from kvstore.sim.block_size import at_block_size
 from kvstore.sim.bounds import References
 from kvstore.sim.grid import Cell, run_grid
 from kvstore.sim.layouts import sim_layout
@@ -52,8 +55,10 @@ EXPECTED = {  # trace, placement without replay -> percent of input tokens, by s
 WANTED = {  # of the best placement there is, at least
     CONVERSATION: (8.5, 12.5, 19.3, 27.5, 34.2),
     SYNTHETIC: (16.2, 27.0, 40.8, 55.6, 63.6),
+    MINISWE: (79.3, 93.1, 93.1),
 }
-ROWS = ("traces", "tiers", "layouts", "workloads")
+BOUNDLESS = {CONVERSATION: 36.4, SYNTHETIC: 63.8}  # where nothing has to leave
+ROWS = ("traces", "tiers", "layouts", "workloads", "switching")
 POLICIES = ("lru", "lfu", "slru", "s3fifo", "arc", "gdsf", "hazard", "tlru")
 
 
@@ -85,6 +90,9 @@ def collect(bench: Bench) -> None:
         layout_rows(bench, mooncake)
     if "workloads" in wanted:
         workload_rows(bench)
+    if "switching" in wanted:
+        day = [traces[name] for name in (CONVERSATION, MINISWE, SYNTHETIC) if name in traces]
+        switching_rows(bench, [at_block_size(trace, 512) for trace in day])
 
 
 def trace_rows(bench: Bench, traces: dict[str, Trace]) -> None:
@@ -126,18 +134,24 @@ def plans(trace: Trace, is_quick: bool) -> Iterator[Planned]:
             expected = EXPECTED.get((name, placement))
             known = None if expected is None else expected[index]
             yield Planned(f"{name}, v4-flash, {size}: {placement}", Cell(trace, settings), optimum, known, FLASH_WITHIN)
-        best = Placement.parse("ends+junctions", True)
         wanted = WANTED[name][index] if name in WANTED else None
-        settings = SimSettings(layout, nbytes, placement=best, is_ideal_space=True)
-        yield Planned(
-            f"{name}, v4-flash, {size}: with replay (the default)", Cell(trace, settings), optimum, wanted, None
-        )
-        for keep in (60.0, 120.0) if name in WANTED and gib <= 16 else ():
-            settings = SimSettings(layout, nbytes, placement=best, keep_seconds=keep, is_ideal_space=True)
-            label = f"{name}, v4-flash, {size}: with replay, keep_seconds {keep:g}"
-            yield Planned(label, Cell(trace, settings), optimum, None, None)
-        settings = SimSettings(layout, nbytes, placement=best)
-        yield Planned(f"{name}, v4-flash, {size}: with replay, with slots", Cell(trace, settings), optimum, None, None)
+        for label, settings, target in tried(SimSettings(layout, nbytes, is_ideal_space=True), wanted):
+            yield Planned(f"{name}, v4-flash, {size}: {label}", Cell(trace, settings), optimum, target, None)
+    if name in BOUNDLESS and not is_quick:
+        settings = SimSettings(layout, 4 << 40, is_ideal_space=True)
+        optimum = 100 * whole.minimum(settings.host_bytes // layout.rows.nbytes).resumed_token_rate
+        yield Planned(f"{name}, v4-flash, boundless: adaptive", Cell(trace, settings), optimum, BOUNDLESS[name], None)
+
+
+def tried(common: SimSettings, wanted: float | None) -> Iterator[tuple[str, SimSettings, float | None]]:
+    """What an operator may choose, by name; the default, in ideal space, is to reach what is wanted."""
+    junctions = replace(common, placement=Placement.parse("ends+junctions", True))
+    yield "ends+junctions, with replay, lru", junctions, None
+    yield "adaptive placement, lru", common, None
+    yield "adaptive placement, arc", replace(common, policy="arc"), None
+    default = replace(common, policy=ADAPTIVE, keep_seconds=None)
+    yield "all adaptive, the default", default, wanted
+    yield "all adaptive, with slots", replace(default, is_ideal_space=False), None
 
 
 def plain_plans(trace: Trace, is_quick: bool) -> Iterator[Planned]:
