@@ -324,9 +324,9 @@ class Shadows:
         return None
 
     def _is_sampled(self, session: str, chain: Chain) -> bool:
-        shared = self._popular.shared(chain)
         if self.rate >= 1.0:
             return True
+        shared = self._popular.shared(chain)
         own = session.encode() if session else chain.hash_at(min(shared, chain.blocks - 1))
         return int.from_bytes(hashlib.blake2b(own, digest_size=8).digest(), "little") < self.rate * 2**64
 

@@ -251,3 +251,10 @@ def test_ghosts_of_a_store_with_slots_pay_for_them() -> None:
         shadows.work()
     ghost = shadows.ghost(LRU).rehearsal.planner
     assert run.planner.counts.evicted[Tier.HOST] and len(ghost) == len(run.planner) == 256
+
+
+def test_a_long_common_start_costs_no_walk_over_all_of_it() -> None:
+    popular, chain = Popular(), chain_of(range(8192))
+    for _ in range(1000):
+        depth = popular.shared(chain)
+    assert depth == 256 == len(popular)
