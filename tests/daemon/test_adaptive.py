@@ -38,7 +38,7 @@ def test_ghosts_show_what_others_would_resume(real_peer):
     for _ in range(3):
         for seed in range(CHAINS):
             ask_and_put(real_peer, seed)
-    until(lambda: in_charge(real_peer).followed == 3 * CHAINS)
+    until(lambda: in_charge(real_peer).followed == 3 * CHAINS, 60.0)
     now = in_charge(real_peer)
     assert {(score.policy, score.keep_seconds) for score in now.scores} == set(VARIANTS)
     assert [score.policy for score in now.scores if score.is_in_charge] == ["lru"]
@@ -52,7 +52,7 @@ def test_the_store_chooses_where_it_may(real_peer):
     for _ in range(ROUNDS):
         for seed in range(CHAINS):
             ask_and_put(real_peer, seed)
-    until(lambda: in_charge(real_peer).last_change)
+    until(lambda: in_charge(real_peer).last_change, 60.0)
     now = in_charge(real_peer)
     assert now.keep_seconds > 0, "what refuses the new finds some of them each round"
     assert "points more than lru" in now.last_change

@@ -43,7 +43,7 @@ def in_charge(peer: Peer) -> admin.PolicyInCharge:
 
 def test_a_daemon_says_what_is_in_charge(real_peer):
     now = in_charge(real_peer)
-    assert (now.policy, now.keep_seconds, now.placement, now.replay) == ("lru", 0.0, "ends+junctions", True)
+    assert (now.policy, now.keep_seconds, now.placement, now.replay) == ("lru", 0.0, "adaptive", True)
     assert (now.objects, now.left_to_move) == (0, 0)
 
 
@@ -115,7 +115,7 @@ def test_calls_are_answered_while_policies_change(real, real_peer):
 def test_what_is_left_out_stays(real_peer):
     change(real_peer, keep_seconds=30.0)
     changed = change(real_peer, placement="interval:1024", replay=False)
-    assert (changed.before.placement, changed.before.replay) == ("ends+junctions", True)
+    assert (changed.before.placement, changed.before.replay) == ("adaptive", True)
     now = in_charge(real_peer)
     assert (now.policy, now.keep_seconds, now.placement, now.replay) == ("lru", 30.0, "interval:1024", False)
     assert change(real_peer, keep_seconds=0.0).now.keep_seconds == 0.0
@@ -149,7 +149,7 @@ def test_what_cannot_be_is_refused_in_words_and_changes_nothing(real_peer, wishe
     error = error_of(refused.value)
     assert isinstance(error, InvalidInput) and says in str(error)
     now = in_charge(real_peer)
-    assert (now.policy, now.keep_seconds, now.placement) == ("lru", 0.0, "ends+junctions")
+    assert (now.policy, now.keep_seconds, now.placement) == ("lru", 0.0, "adaptive")
 
 
 def test_the_log_says_what_changed_and_when_it_is_done(real_peer, caplog):
