@@ -7,6 +7,7 @@ following is the tick thread's work, outside the lock; a change is made under it
 from __future__ import annotations
 
 import logging
+import threading
 from typing import NamedTuple
 
 from kvstore.core.shadows import VARIANTS, Shadows, Variant, variants_for
@@ -28,6 +29,7 @@ class Steering:
 
     def __init__(self, kept: Kept, policy: str, keep_seconds: float | None) -> None:
         self._kept = kept
+        self._turn = threading.Lock()
         self._allowed = variants_for(policy, keep_seconds)
         self.last_change = ""  # what took over by itself, and why
         self.shadows = Shadows(kept.planner.settings, VARIANTS, self._allowed[0])
@@ -54,7 +56,15 @@ class Steering:
         return sorted(found, key=lambda score: -score.resumed_share)
 
     def follow(self) -> None:
-        """Let the ghosts catch up, and the best take over. The tick thread's, without the lock."""
+        """Let the ghosts catch up, and the best take over. Called without the lock, by whoever ticks; one at a time."""
+        if not self._turn.acquire(blocking=False):
+            return  # somebody is at it
+        try:
+            self._follow()
+        finally:
+            self._turn.release()
+
+    def _follow(self) -> None:
         self.shadows.work()
         if not self.is_adaptive:
             return
