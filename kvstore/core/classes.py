@@ -63,7 +63,7 @@ def output_is_awaited(hints: Hints) -> bool:
 
 def announced_class(end_tokens: int, hints: Hints) -> ObjectClass:
     """Of rows or a state whose block ends at so many tokens."""
-    if any(end_tokens <= point for point in hints.breakpoints):
+    if hints.breakpoints and end_tokens <= max(hints.breakpoints):
         return ObjectClass.SHARED
     # a block that has the prompt's last token parts from every other prompt there: `<think>`, or the instruction
     if hints.prompt_tokens is not None and end_tokens >= hints.prompt_tokens and output_is_stripped(hints):

@@ -168,7 +168,10 @@ class Copies:
         self._read(held)
         mark_ready(entry, tier)
         actions = self._free_source(entry, tier)
-        self._room.review_all((entry,))
+        node = entry.node
+        is_first_and_below = entry.disk is None and entry.is_rows and node.below_host > len(node.states)
+        if not is_first_and_below:  # such rows were never offered and may not go: nothing changes
+            self._room.review_all((entry,))
         if tier is Tier.HOST:
             actions += self._came(entry, now)
         return actions

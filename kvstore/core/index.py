@@ -263,10 +263,12 @@ class Namespace:
         self.slot_pages = slot_pages  # host slots, in pages
         whole = max(slot_pages * PAGE_BYTES, 0) or max(group.nbytes for group in layout.groups)
         self.cuts = tuple(cut_points(group, whole) for group in layout.groups)
+        self.lengths = tuple(group.nbytes for group in layout.groups)  # bytes: a sum over sections is not made twice
         as_slot = as_slot_pages * PAGE_BYTES
-        self._bytes_taken = tuple(
+        bytes_taken = tuple(
             len(cut_points(group, as_slot)) * as_slot if as_slot else group.nbytes for group in layout.groups
         )
+        self._needed = tuple(map(len, self.cuts)) if slot_pages else bytes_taken  # slots, or bytes; by group
         self.root = Node(self, root, None, -1)
         self.nodes: dict[bytes, Node] = {}
         self.contents = Contents()
@@ -276,7 +278,7 @@ class Namespace:
 
     def slots_needed(self, group: int) -> int:
         """Slots of one object on the host; bytes where there are no slots."""
-        return len(self.cuts[group]) if self.slot_pages else self._bytes_taken[group]
+        return self._needed[group]
 
     def add_node(self, prefix: bytes, parent: Node) -> Node:
         node = self.nodes[prefix] = Node(self, prefix, parent, parent.block + 1)
@@ -312,9 +314,10 @@ def mark_ready(entry: Entry, tier: Tier) -> None:
         rows, parent = node.rows, node.parent
         if rows is None or parent is None:
             continue
-        readable = parent.readable and rows.is_stored
-        hot = parent.hot and rows.is_ready(Tier.HOST)
-        if (readable, hot) != (node.readable, node.hot):
+        is_on_host = rows.host is not None and rows.host.status is CopyStatus.READY
+        readable = parent.readable and (is_on_host or rows.is_ready(Tier.DISK))
+        hot = parent.hot and is_on_host
+        if readable is not node.readable or hot is not node.hot:
             node.readable, node.hot = readable, hot
             stack.extend(node.children())
 

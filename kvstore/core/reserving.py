@@ -150,7 +150,7 @@ class Reserving:
             lineage=lineage,
             parent_lineage=above.lineage,
             content=spec.content,
-            raw_bytes=namespace.layout.groups[spec.group].nbytes,
+            raw_bytes=namespace.lengths[spec.group],
             written_at=writing.written_at,
             writer=writing.writer,
             object_class=object_class,
@@ -170,7 +170,10 @@ class Reserving:
         return announced_class((block + 1) * writing.namespace.layout.block_tokens, writing.hints)
 
     def _may_push_out(self, writing: Writing, spec: ObjectSpec) -> bool:
-        return output_is_awaited(writing.hints) or self._class_of(writing, spec) is not ObjectClass.SCRATCH
+        hints = writing.hints
+        if hints.prompt_tokens is None or output_is_awaited(hints):
+            return True
+        return self._class_of(writing, spec) is not ObjectClass.SCRATCH
 
     def _has_scratch_room(self, namespace: Namespace, count: int) -> bool:
         """Scratch takes what is free and what other scratch has. Nothing that may be used goes for it."""

@@ -118,12 +118,16 @@ class Room:
 
     def review(self, entry: Entry) -> None:
         """Offer the entry's copies to the policy, or take the offer back, after anything about it changed."""
-        for tier in TIERS:
-            held = entry.held(tier)
-            if held is None or not (tier is Tier.HOST or held.slots):
-                continue
-            order = self._order(tier, self.owner(entry, tier))
-            if self.may_go(entry, tier):
+        host, disk = entry.host, entry.disk
+        if host is not None:
+            order = self._order(Tier.HOST, entry.node.namespace.name)
+            if self.may_go(entry, Tier.HOST):
+                order.offer(entry, _last_used(entry))
+            else:
+                order.withdraw(entry.facts.key)
+        if disk is not None and disk.slots:
+            order = self._order(Tier.DISK, self.owner(entry, Tier.DISK))
+            if self.may_go(entry, Tier.DISK):
                 order.offer(entry, _last_used(entry))
             else:
                 order.withdraw(entry.facts.key)
@@ -157,7 +161,11 @@ class Room:
             return False
         if not entry.is_rows:
             return True
-        node, other = entry.node, _other(tier)
+        node = entry.node
+        below = node.below_host if tier is Tier.HOST else node.below_disk
+        if below - gone > len(node.states):  # more than its states: nearly every block, so it is asked first
+            return False
+        other = _other(tier)
         own = own_other = 0
         for state in node.states:
             if state.held(tier) is not None:
@@ -165,7 +173,7 @@ class Room:
                 if not _is_idle(state, tier):
                     return False
             own_other += state.held(other) is not None
-        if node.below(tier) - own - gone > 0:
+        if below - own - gone > 0:
             return False
         if entry.is_ready(other):
             return True
@@ -326,9 +334,14 @@ class Room:
                 break
             entry = self._entries[popped]
             chosen.append(entry)
-            fresh = set(self._slots(entry, tier, pool)) - freed
-            freed |= fresh
-            found += space.room_in(fresh)
+            if entry.is_rows and not entry.node.states:  # its slots are no other's
+                held = entry.held(tier)
+                assert held is not None
+                found += space.room_in(held.slots)
+            else:
+                fresh = set(self._slots(entry, tier, pool)) - freed
+                freed |= fresh
+                found += space.room_in(fresh)
             if not entry.is_rows:
                 continue
             parent = _parent(entry)
@@ -341,7 +354,8 @@ class Room:
                     rows.last_used = max(rows.last_used, entry.last_used)
                     order.offer(rows, _last_used(rows))
         if found >= missing:
-            return [entry for entry in chosen if not (not entry.is_rows and entry.node.rows in chosen)]
+            rows_chosen = {entry for entry in chosen if entry.is_rows}
+            return [entry for entry in chosen if entry.is_rows or entry.node.rows not in rows_chosen]
         for key, last_used in exposed.items():
             self._entries[key].last_used = last_used
             order.withdraw(key)
@@ -472,7 +486,7 @@ def _is_free(entry: Entry) -> bool:
 
 
 def _is_idle(entry: Entry, tier: Tier) -> bool:
-    held = entry.held(tier)
+    held = entry.host if tier is Tier.HOST else entry.disk
     return (
         held is not None and held.status is CopyStatus.READY and not held.busy and not entry.leases and not entry.pins
     )

@@ -281,7 +281,9 @@ class Simulation:
                 self.result.host_bytes_written += made.raw_bytes
                 self.result.states_written += made.key.group == group
                 self.result.host_blocks_written += made.key.group == 0
-                self._run(self.planner.arrived(made.key, made.generation, Tier.HOST, self._now))
+                actions = self.planner.arrived(made.key, made.generation, Tier.HOST, self._now)
+                if actions:
+                    self._run(actions)
 
     def _run(self, actions: Iterable[Action]) -> None:
         """Copies end at once; drops have happened."""
