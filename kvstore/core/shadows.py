@@ -109,6 +109,12 @@ class Written(NamedTuple):
     now: float
 
 
+class Chosen(NamedTuple):
+    """An operator put this variant in charge."""
+
+    variant: Variant
+
+
 class Verdict(NamedTuple):
     """Who should be in charge instead, and why, for an operator to read."""
 
@@ -136,7 +142,10 @@ class Ghost:
 
 
 class Shadows:
-    """`looked_up` and `written` are told of live traffic and cost little; `work` follows it, under no other lock."""
+    """What the live store tells costs little and is remembered; `work` follows it, in one thread, under no other lock.
+
+    Ghosts, and who is in charge of them, change in that thread alone.
+    """
 
     def __init__(
         self, settings: Settings, variants: Sequence[Variant], charge: Variant, sample_blocks: int = SAMPLE_BLOCKS
@@ -152,7 +161,7 @@ class Shadows:
         self._settings = settings
         self._sample_blocks = sample_blocks
         self._ghosts = {variant: Ghost(variant, _of_ghosts(settings, variant, 1.0)) for variant in variants}
-        self._waiting: deque[Opened | Asked | Written] = deque()
+        self._waiting: deque[Opened | Asked | Written | Chosen] = deque()
         self._blocks_in = self._blocks_out = 0  # of events: each is counted by one thread only
         self._followed: OrderedDict[tuple[bytes, bytes], None] = OrderedDict()  # the last blocks of prompts
         self._popular = Popular()
@@ -201,6 +210,10 @@ class Shadows:
             self._blocks_in += chain.blocks
             self._waiting.append(Written(name, chain, chain.first_block + skipped, states, hints, now))
 
+    def chosen(self, variant: Variant) -> None:
+        """This variant is in charge of the live store now."""
+        self._waiting.append(Chosen(variant))
+
     # -- the work ------------------------------------------------------------------------------
     def work(self, most: int = MAX_WAITING) -> int:
         """Let the ghosts follow up to so many events; how many were left."""
@@ -211,6 +224,9 @@ class Shadows:
                 return 0
             if isinstance(event, Opened):
                 self._open(event)
+                continue
+            if isinstance(event, Chosen):
+                self.take_over(event.variant)
                 continue
             self._blocks_out += (event.request.chain if isinstance(event, Asked) else event.chain).blocks
             if isinstance(event, Asked):
@@ -256,8 +272,9 @@ class Shadows:
         return verdict
 
     def take_over(self, variant: Variant) -> None:
-        """This variant is in charge from now on; differences are counted against it anew."""
+        """This variant is in charge from now on; differences are counted against it anew. For the thread of `work`."""
         if variant not in self._ghosts:
+            # a new dictionary: whoever asks for the scores may be reading the old one
             self._ghosts = {**self._ghosts, variant: self._newcomer(variant)}
         old = self._ghosts[variant].gain
         self.charge = variant
@@ -294,10 +311,9 @@ class Shadows:
         for known in self._asked_by_class:
             self._asked_by_class[known] *= factor
         self._asked_by_class[name] = self._asked_by_class.get(name, 0.0) + request.prompt_tokens
-        in_charge, ghosts = self.charge, self._ghosts  # in this order: an operator may change both meanwhile
-        resumed = {variant: _follow(ghost.rehearsal, event) for variant, ghost in ghosts.items()}
-        charge = resumed[in_charge]
-        for variant, ghost in ghosts.items():
+        resumed = {variant: _follow(ghost.rehearsal, event) for variant, ghost in self._ghosts.items()}
+        charge = resumed[self.charge]
+        for variant, ghost in self._ghosts.items():
             ghost.fade(factor)
             more = resumed[variant] - charge
             ghost.resumed += resumed[variant]

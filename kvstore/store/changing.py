@@ -80,7 +80,7 @@ def change(kept: Kept, steering: Steering, wishes: Wishes) -> tuple[Choices, Cho
         placement = Placement.parse(before.placement if wishes.placement is None else wishes.placement, replay)
         if allowed is None and keep is not None:
             allowed = (Variant(before.policy, keep),)
-        if allowed is not None and (len(allowed) == 1 or steering.shadows.charge not in allowed):
+        if allowed is not None and (len(allowed) == 1 or steering.in_charge not in allowed):
             first = allowed[0] if keep is not None else allowed[0]._replace(keep_seconds=before.keep_seconds)
             kept.planner.set_policy(policy_named(first.policy))
             kept.planner.set_keep_seconds(first.keep_seconds)

@@ -36,22 +36,25 @@ class Steering:
         kept.planner.watch(self.shadows)
 
     @property
+    def in_charge(self) -> Variant:
+        """What the store's planner runs; the ghosts hear of a change when they follow next."""
+        planner = self._kept.planner
+        return Variant(planner.policy, planner.settings.keep_seconds)
+
+    @property
     def is_adaptive(self) -> bool:
         return len(self._allowed) > 1
 
     def allow(self, variants: tuple[Variant, ...]) -> None:
         """An operator decided: choose among these from now on, or stay with the one; the planner has one of them."""
         self._allowed = variants
-        planner = self._kept.planner
-        now = Variant(planner.policy, planner.settings.keep_seconds)
-        if now != self.shadows.charge:
-            self.shadows.take_over(now)
+        self.shadows.chosen(self.in_charge)
 
     def scores(self) -> list[Score]:
         """The best first; empty until something was followed."""
         if not self.shadows.requests:
             return []
-        charge = self.shadows.charge
+        charge = self.in_charge
         found = [Score(variant, share, variant == charge) for variant, share in self.shadows.scores().items()]
         return sorted(found, key=lambda score: -score.resumed_share)
 
@@ -69,6 +72,8 @@ class Steering:
         if not self.is_adaptive:
             return
         with self._kept.lock:
+            if self.shadows.charge != self.in_charge:
+                return  # an operator chose since: what was followed compares with something else
             verdict = self.shadows.steer(self._kept.planner, self._allowed)
             if verdict is not None:
                 self._kept.counters["policy_changes"] += 1

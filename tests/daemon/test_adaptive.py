@@ -60,7 +60,7 @@ def test_the_store_chooses_where_it_may(real_peer):
     now = change(real_peer, policy="gdsf")
     assert (now.policy, now.is_adaptive) == ("gdsf", False), "an operator's choice stays"
     ask_and_put(real_peer, 0)
-    assert "gdsf" in [score.policy for score in in_charge(real_peer).scores if score.is_in_charge]
+    until(lambda: "gdsf" in [score.policy for score in in_charge(real_peer).scores if score.is_in_charge], 60.0)
 
 
 @pytest.mark.parametrize("keep_seconds", [30.0, 45.0])

@@ -258,3 +258,20 @@ def test_a_long_common_start_costs_no_walk_over_all_of_it() -> None:
     for _ in range(1000):
         depth = popular.shared(chain)
     assert depth == 256 == len(popular)
+
+
+def test_who_is_in_charge_changes_only_where_the_ghosts_are_followed() -> None:
+    """The store's threads ask for scores meanwhile, and two threads must not move one ghost."""
+    shadows = plain_shadows(40 * 128, (LRU, KEEP), LRU)
+    shadows.open(NAMESPACE, ROOT, sim_layout("plain:1", 128))
+    asked(shadows, looping(2, 8, 10))
+    gdsf = Variant("gdsf")
+    shadows.open(b"later", b"later root", sim_layout("plain:1", 128))
+    shadows.chosen(gdsf)
+    assert shadows.charge == LRU and gdsf not in shadows.scores()
+    shadows.work()
+    assert shadows.charge == gdsf and gdsf in shadows.scores()
+    names = set(shadows.ghost(LRU).rehearsal.planner.namespaces)
+    assert set(shadows.ghost(gdsf).rehearsal.planner.namespaces) == names == {NAMESPACE, b"later"}
+    asked(shadows, looping(3, 3, 10))
+    assert shadows.scores()[gdsf] > 0, "it is followed from then on"
