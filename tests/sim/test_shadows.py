@@ -275,3 +275,23 @@ def test_who_is_in_charge_changes_only_where_the_ghosts_are_followed() -> None:
     assert set(shadows.ghost(gdsf).rehearsal.planner.namespaces) == names == {NAMESPACE, b"later"}
     asked(shadows, looping(3, 3, 10))
     assert shadows.scores()[gdsf] > 0, "it is followed from then on"
+
+
+def test_a_change_of_traffic_is_seen_in_what_was_asked_last() -> None:
+    """The one in charge won for long: what it gained then does not hide that it loses now."""
+    shadows = plain_shadows(40 * 128, (LRU, KEEP), KEEP)
+    shadows.open(NAMESPACE, ROOT, sim_layout("plain:1", 128))
+    asked(shadows, looping(120, 8, 10))
+    assert shadows.ghost(LRU).gain < 0 and shadows.judge() is None
+    now = 1000.0
+    for number in range(300):  # each new document twice in a row
+        now += 0.2
+        ids = tuple(range((number + 1) * 100_000, (number + 1) * 100_000 + 10))
+        asked(shadows, iter([TraceRequest(now, 1281, 0, ids), TraceRequest(now + 0.1, 1281, 0, ids)]))
+        if shadows.judge() is not None:
+            break
+    verdict = shadows.judge()
+    assert verdict is not None and verdict.variant == LRU and verdict.why.endswith("below lru lately")
+    assert shadows.ghost(LRU).gain < 0, "over the long run it is still ahead"
+    shadows.take_over(LRU)
+    assert shadows.judge() is None or shadows.judge() != verdict
